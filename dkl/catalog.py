@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from dkl.explain import read_recipe
 from dkl.recipes import (
     AWP,
     CNN,
     IKL,
     PGD,
-    RECIPE,
     SGD,
     Evaluate,
     Natural,
@@ -146,16 +146,17 @@ class UnknownRecipeError(ValueError):
 def named(name: str) -> Named:
     """The catalogue entry called `name`; UnknownRecipeError offers the closest names."""
     if name not in RECIPES:
-        close = get_close_matches(name, RECIPES, n=3, cutoff=0.4) or list(RECIPES)
-        raise UnknownRecipeError(f"unknown recipe {name!r}; did you mean {' or '.join(close)}?")
+        close = get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(RECIPES)}"
+        raise UnknownRecipeError(f"unknown recipe {name!r}; {hint}")
     return RECIPES[name]
 
 
 def resolve(name: str, overrides: Mapping[str, Any]) -> Train | Evaluate:
     """The named recipe with `overrides` ("threat.eps": "4/255") laid over it, validated again.
 
-    A value may be a whole document: "model": {"kind": "wide-resnet"}. Raises UnknownRecipeError, or pydantic's
-    ValidationError where the result is no valid recipe.
+    A value may be a whole document: "model": {"kind": "wide-resnet"}. Raises UnknownRecipeError, or
+    InvalidRecipeError where the result is no recipe.
     """
     document = named(name).recipe.model_dump(mode="json")
     for path, value in overrides.items():
@@ -166,4 +167,4 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> Train | Evaluate:
                 place[parent] = {}
             place = place[parent]
         place[field] = value
-    return RECIPE.validate_python(document)
+    return read_recipe(document)

@@ -1,0 +1,19 @@
+"""Alembic's entry: runs on the connection that service.db.migrate hands over, or on the settings' database."""
+
+from alembic import context
+
+from service.db import Base, connect
+from service.settings import settings
+
+
+def _run(connection) -> None:
+    context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if (handed_over := context.config.attributes.get("connection")) is not None:
+    _run(handed_over)
+else:
+    with connect(settings().database).begin() as own:
+        _run(own)

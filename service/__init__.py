@@ -1,0 +1,1 @@
+"""The ledger and its HTTP face. Starts without torch."""

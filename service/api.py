@@ -1,0 +1,175 @@
+"""The REST interface, /api/v1: JSON in, JSON out, one shape for every error."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
+
+from dkl.catalog import RECIPES, Named, named, resolve
+from dkl.recipes import Checkpoint, Evaluate, Norm, Protocol, Recipe, Train
+from service import jobs, leaderboard
+from service.db import Job
+from service.problems import Problem
+from service.queue import ring
+from service.state import State, state_of
+
+_INVALID: dict[int | str, dict[str, Any]] = {422: {"model": Problem, "description": "What to change, and where"}}
+_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such thing"}}
+_CONFLICT: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "Not in this state"}}
+
+router = APIRouter(prefix="/api/v1", responses=_INVALID)
+
+
+# --- bodies -----------------------------------------------------------------------------------------------
+
+
+class JobRequest(BaseModel):
+    """Either a catalogue name with overrides, or a whole recipe."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    name: str | None = None
+    """A name of GET /api/v1/recipes."""
+    overrides: dict[str, JsonValue] = {}
+    """Laid over the named recipe: {"epochs": 2, "threat.eps": "4/255", "model.job": "0123456789ab"}."""
+    recipe: Recipe | None = None
+    """A whole recipe, instead of a name."""
+
+    @model_validator(mode="after")
+    def _one_way_only(self) -> Self:
+        if (self.name is None) == (self.recipe is None):
+            raise ValueError("give either name (with overrides) or recipe")
+        if self.recipe is not None and self.overrides:
+            raise ValueError("overrides go with name; change the recipe itself instead")
+        return self
+
+
+class JobView(BaseModel):
+    """A job as clients see it. Times are seconds since the epoch."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    kind: Literal["train", "evaluate"]
+    name: str | None
+    status: Literal["queued", "running", "cancelling", "succeeded", "failed", "canceled"]
+    reason: str | None
+    parent_id: str | None
+    attempt: int
+    worker: str | None
+    progress: dict[str, JsonValue] | None
+    result: dict[str, JsonValue] | None
+    recipe: dict[str, JsonValue]
+    fingerprint: str
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+
+class RecipeView(BaseModel):
+    name: str
+    kind: Literal["train", "evaluate"]
+    about: str
+    needs: list[str]
+    """Fields that have to be given as overrides: an evaluation needs its model."""
+    published: dict[str, JsonValue] | None
+    recipe: dict[str, JsonValue]
+
+    @classmethod
+    def of(cls, name: str, entry: Named) -> Self:
+        return cls(
+            name=name,
+            kind=entry.recipe.kind,
+            about=entry.about,
+            needs=["model"] if isinstance(entry.recipe, Protocol) else [],
+            published=vars(entry.published) if entry.published else None,
+            recipe=entry.recipe.model_dump(mode="json"),
+        )
+
+
+# --- routes -----------------------------------------------------------------------------------------------
+
+
+@router.post("/jobs", status_code=201, responses=_UNKNOWN)
+def create_job(body: JobRequest, request: Request) -> JobView:
+    """Queue a job. It starts as soon as a worker is free and, for an evaluation, its model is trained."""
+    state = state_of(request)
+    recipe = body.recipe or resolve(body.name or "", body.overrides)
+    job = submit(state, recipe, name=body.name)
+    return JobView.model_validate(job)
+
+
+def submit(state: State, recipe: Train | Evaluate, *, name: str | None) -> Job:
+    if isinstance(recipe, Evaluate) and isinstance(recipe.model, Checkpoint):
+        sha256 = recipe.model.checkpoint
+        if not state.artifacts.has(sha256):
+            raise jobs.RefusedError(f"model.checkpoint: no checkpoint with sha256 {sha256} is stored here")
+    job = jobs.create(state.db, recipe, name=name)
+    ring(state.db, state.settings)
+    return job
+
+
+@router.get("/jobs")
+def list_jobs(
+    request: Request,
+    status: Literal["queued", "running", "cancelling", "succeeded", "failed", "canceled"] | None = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> list[JobView]:
+    """The newest jobs, newest first."""
+    found = jobs.recent(state_of(request).db, status=status, limit=limit)
+    return [JobView.model_validate(job) for job in found]
+
+
+@router.get("/jobs/{job_id}", responses=_UNKNOWN)
+def get_job(job_id: str, request: Request) -> JobView:
+    """One job with its progress and, at the end, its result."""
+    return JobView.model_validate(jobs.get(state_of(request).db, job_id))
+
+
+@router.post("/jobs/{job_id}/cancel", responses=_UNKNOWN | _CONFLICT)
+def cancel_job(job_id: str, request: Request) -> JobView:
+    """End a job: at once if it waits, within seconds if it runs. What it waits for is not touched."""
+    return JobView.model_validate(jobs.cancel(state_of(request).db, job_id))
+
+
+def _existing_job(job_id: str, request: Request) -> Job:
+    return jobs.get(state_of(request).db, job_id)  # before the stream begins: a stream cannot answer 404
+
+
+@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, responses=_UNKNOWN)
+async def job_events(
+    job: Annotated[Job, Depends(_existing_job)],
+    request: Request,
+    last_event_id: Annotated[int, Header(ge=0)] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events, live: `status`, `started`, `epoch`, `chunk`, `finished` carry an id and can be resumed
+    after it with the header Last-Event-ID; `progress` is of the moment; `end` is the last one."""
+    async for event in state_of(request).streams.follow(job.id, after=last_event_id):
+        yield event
+
+
+@router.get("/recipes")
+def list_recipes() -> list[RecipeView]:
+    """Every named recipe."""
+    return [RecipeView.of(name, entry) for name, entry in RECIPES.items()]
+
+
+@router.get("/recipes/{name}", responses=_UNKNOWN)
+def get_recipe(name: str) -> RecipeView:
+    """One named recipe: what it does, what the paper reports, and every field."""
+    return RecipeView.of(name, named(name))
+
+
+@router.get("/leaderboard")
+def get_leaderboard(
+    request: Request,
+    dataset: str | None = None,
+    norm: Norm | None = None,
+    eps: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
+    sort: leaderboard.Sort = "-robust_accuracy",
+    search: Annotated[str, Query(max_length=100)] = "",
+) -> leaderboard.Leaderboard:
+    """The ranking of one board; of the busiest that matches, where the query does not name one."""
+    return leaderboard.find(state_of(request).db, dataset=dataset, norm=norm, eps=eps, sort=sort, search=search)

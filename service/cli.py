@@ -1,0 +1,222 @@
+"""The `dklbench` command."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dkl.catalog import parse_overrides, resolve
+from dkl.recipes import Evaluate, fingerprint
+from service import terminal
+from service.client import Client, Event, ServiceError
+from service.demo import DemoError, tell_the_story
+from service.settings import Settings, settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Adversarial robustness benchmarking: train, attack, rank.",
+)
+console = terminal.console
+
+Recipe = Annotated[str, typer.Argument(help="A recipe's name, see `dklbench recipes`.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes to it, such as epochs=2 threat.eps=4/255.", metavar="PATH=VALUE..."),
+]
+Url = Annotated[str, typer.Option(envvar="DKLBENCH_URL", help="The service to talk to.")]
+JobId = Annotated[str, typer.Argument(help="A job's id, see `dklbench jobs`.")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")]
+_HERE = "http://127.0.0.1:8000"
+
+
+def main() -> None:
+    """Entry point: every expected error is one sentence on stderr, and exit code 1."""
+    from service.embedded import StartError
+
+    try:
+        app()
+    except (ServiceError, StartError, DemoError, ValueError) as error:
+        terminal.Console(stderr=True).print(f"[red]error[/]: {error}", markup=True, highlight=False)
+        raise SystemExit(1) from None
+
+
+# --- the service ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def up(host: Host = None, port: Port = None) -> None:
+    """Serve this machine: web pages, REST interface and a worker per GPU, until Ctrl-C."""
+    from service.embedded import embedded
+
+    chosen = _settings(host, port)
+    with embedded(chosen) as server:
+        console.print(f"dkl-bench at [bold]{_url(chosen)}[/], data in {chosen.data_dir}; Ctrl-C stops")
+        server.run()
+
+
+@app.command()
+def demo(
+    host: Host = None,
+    port: Port = None,
+    exit: Annotated[bool, typer.Option("--exit", help="Stop when the story is told.")] = False,
+) -> None:
+    """Train a natural and an adversarially trained model on digits, attack both, and show the ranking."""
+    chosen = _settings(host, port)
+    with _served(chosen):
+        url = _url(chosen)
+        console.print(f"Two small models learn handwritten digits, one of them adversarially; watch at {url}/jobs")
+        tell_the_story(Client(url))
+        console.print(f"The leaderboard: [bold]{url}[/]" + ("" if exit else "   (Ctrl-C stops)"))
+        while not exit:
+            time.sleep(3600)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the newest schema. `up` does it by itself."""
+    from service import db
+
+    db.migrate(db.connect(settings().database))
+
+
+def _settings(host: str | None, port: int | None) -> Settings:
+    given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    return settings().model_copy(update=given)
+
+
+def _url(chosen: Settings) -> str:
+    host = "127.0.0.1" if chosen.host in {"0.0.0.0", "::"} else chosen.host
+    return f"http://{host}:{chosen.port}"
+
+
+@contextmanager
+def _served(chosen: Settings) -> Iterator[None]:
+    """The embedded service in the background."""
+    from service.embedded import embedded
+
+    with embedded(chosen) as server:
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise ServiceError("the server did not start; its message is above")
+                time.sleep(0.05)
+            yield
+        except KeyboardInterrupt:
+            console.print("stopping; what is unfinished resumes at the next start")
+        finally:
+            server.close_streams()
+            server.should_exit = True
+            thread.join()
+
+
+# --- its clients ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def submit(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    url: Url = _HERE,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and draw its progress.")] = False,
+) -> None:
+    """Queue a job. An evaluation needs its model: model.job=ID of a training job."""
+    client = Client(url)
+    job = client.submit(recipe, parse_overrides(overrides or []))
+    console.print(f"job [bold]{job['id']}[/] is queued: {url}/jobs/{job['id']}")
+    if watch:
+        _watch(client, job)
+
+
+@app.command(name="watch")
+def watch_job(job_id: JobId, url: Url = _HERE) -> None:
+    """Draw a job's progress until it ends."""
+    client = Client(url)
+    _watch(client, client.job(job_id))
+
+
+def _watch(client: Client, job: dict[str, Any]) -> None:
+    with terminal.Bars() as bars:
+        status = bars.follow(bars.add(job["name"] or job["kind"]), client.watch(job["id"]))
+    if status != "succeeded":
+        raise typer.Exit(1)
+
+
+@app.command()
+def cancel(job_id: JobId, url: Url = _HERE) -> None:
+    """End a job."""
+    console.print(f"job {job_id} is {Client(url).cancel(job_id)['status']}")
+
+
+@app.command()
+def jobs(url: Url = _HERE) -> None:
+    """List the newest jobs."""
+    console.print(terminal.jobs_table(Client(url).jobs()))
+
+
+@app.command()
+def leaderboard(
+    dataset: Annotated[str | None, typer.Option(help="digits, cifar10, ...")] = None,
+    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1.")] = None,
+    url: Url = _HERE,
+) -> None:
+    """Show the ranking."""
+    query = {name: value for name, value in {"dataset": dataset, "norm": norm}.items() if value}
+    console.print(terminal.leaderboard_table(Client(url).leaderboard(**query)))
+
+
+# --- without a service ------------------------------------------------------------------------------------
+
+
+@app.command()
+def recipes() -> None:
+    """List the named recipes."""
+    from dkl.catalog import RECIPES
+
+    console.print(
+        terminal.recipes_table(
+            [
+                {"name": name, "about": entry.about, "recipe": entry.recipe.model_dump(mode="json")}
+                for name, entry in RECIPES.items()
+            ]
+        )
+    )
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    workdir: Annotated[Path | None, typer.Option(help="Where it keeps its state and result.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="The model to judge, for an evaluation.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Run a recipe here and now, without the service. Run it again to go on where it was interrupted."""
+    from dkl import engine
+    from dkl.weights import load_checkpoint
+
+    changes = parse_overrides(overrides or [])
+    if checkpoint is not None:
+        changes["model.checkpoint"] = load_checkpoint(checkpoint).sha256
+    chosen = resolve(recipe, changes)
+    if isinstance(chosen, Evaluate) and checkpoint is None:
+        raise ValueError("say which model to judge: --checkpoint FILE.safetensors")
+    place = workdir or Path("runs") / f"{recipe}-{fingerprint(chosen)[:8]}"
+    events = engine.run(
+        chosen,
+        place,
+        device=engine.pick_device(device),
+        data_dir=settings().datasets_dir,
+        fetch=lambda _: checkpoint or Path(),
+    )
+    with terminal.Bars() as bars, closing(events):
+        bars.follow(bars.add(recipe), (Event(e.kind, e.model_dump(mode="json")) for e in events))
+    console.print(f"everything it left is in {place}")

@@ -1,0 +1,90 @@
+"""A Python client of the REST interface."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+
+class ServiceError(Exception):
+    """The service refused; the message is its sentence."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a job: kind is "status", "started", "progress", "epoch", "chunk", "finished" or "end"."""
+
+    kind: str
+    data: dict[str, Any]
+
+
+class Client:
+    """Talks to one service: Client("http://127.0.0.1:8000")."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx2.Client(base_url=url, timeout=30)
+
+    def submit(self, name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Queue a named recipe; returns the job."""
+        return self._json("POST", "/api/v1/jobs", json={"name": name, "overrides": dict(overrides or {})})
+
+    def submit_recipe(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """Queue a whole recipe; returns the job."""
+        return self._json("POST", "/api/v1/jobs", json={"recipe": dict(recipe)})
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/api/v1/jobs/{job_id}")
+
+    def jobs(self, *, status: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        query = {"limit": limit} | ({"status": status} if status else {})
+        return self._json("GET", "/api/v1/jobs", params=query)
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/api/v1/jobs/{job_id}/cancel")
+
+    def recipes(self) -> list[dict[str, Any]]:
+        return self._json("GET", "/api/v1/recipes")
+
+    def leaderboard(self, **query: Any) -> dict[str, Any]:
+        """One board with its rows; `query`: dataset, norm, eps, sort, search."""
+        return self._json("GET", "/api/v1/leaderboard", params=query)
+
+    def watch(self, job_id: str) -> Iterator[Event]:
+        """The job's events from its beginning to its end; a broken connection is taken up where it broke."""
+        last = "0"
+        while True:
+            try:
+                with self._http.stream(
+                    "GET", f"/api/v1/jobs/{job_id}/events", headers={"Last-Event-ID": last}, timeout=60
+                ) as response:
+                    if response.is_error:
+                        response.read()
+                        raise ServiceError(_sentence(response))
+                    for event in httpx2.EventSource(response):
+                        last = event.id or last
+                        yield Event(event.event, event.json())
+                        if event.event == "end":
+                            return
+            except httpx2.TransportError:
+                time.sleep(1)  # the service restarts, or is gone: the next attempt tells
+                self._json("GET", "/healthz")
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx2.TransportError as error:
+            raise ServiceError(
+                f"no service answers at {self._http.base_url} ({error}); start one with: dklbench up"
+            ) from error
+        if response.is_error:
+            raise ServiceError(_sentence(response))
+        return response.json()
+
+
+def _sentence(response: httpx2.Response) -> str:
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError):
+        return f"the service answered {response.status_code} to {response.request.url}"

@@ -1,0 +1,146 @@
+"""One machine, no servers: migrate the SQLite ledger, keep a worker per GPU alive, serve the web application."""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from filelock import FileLock, Timeout
+
+from service.app import create_app
+from service.db import connect, migrate
+from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+_LONGEST_BACKOFF = 30.0
+
+
+class StartError(Exception):
+    """The service cannot start; the message says what to do."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which by itself waits for open event streams for ever when it should stop."""
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        self.close_streams()
+        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+
+    def close_streams(self) -> None:
+        self.config.app.state.dkl.streams.close()  # type: ignore[union-attr]
+
+
+@contextmanager
+def embedded(settings: Settings) -> Iterator[Server]:
+    """The server, not yet running, with its workers running beside it until the context ends.
+
+    Raises StartError where the data directory is in use, the port is taken or settings ask for compose mode.
+    """
+    if settings.broker_url:
+        raise StartError("DKLBENCH_BROKER_URL is set: start uvicorn and Celery workers instead, see README")
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(settings.data_dir / "service.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StartError(
+            f"another dkl-bench already serves {settings.data_dir}; stop it, or set DKLBENCH_DATA_DIR"
+        ) from None
+    try:
+        _check_port(settings)
+        migrate(connect(settings.database))
+        workers = [_Worker(settings, gpu) for gpu in _gpus(settings) or [None]]
+        try:
+            config = uvicorn.Config(
+                create_app(settings),
+                host=settings.host,
+                port=settings.port,
+                log_level="warning",
+                timeout_graceful_shutdown=5,
+            )
+            yield Server(config)
+        finally:
+            for worker in workers:
+                worker.halt()
+            for worker in workers:
+                worker.join()
+    finally:
+        lock.release()
+
+
+def _check_port(settings: Settings) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose another --port"
+            ) from None
+
+
+def _gpus(settings: Settings) -> list[str]:
+    """The visible GPUs' numbers, asked without importing torch."""
+    if settings.cuda_visible_devices is not None:
+        return [gpu for gpu in settings.cuda_visible_devices.split(",") if gpu.strip() not in {"", "-1"}]
+    if settings.device == "cpu" or shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return answer.stdout.split() if answer.returncode == 0 else []
+
+
+class _Worker:
+    """A worker process that is started again, after a growing pause, for as long as it dies."""
+
+    def __init__(self, settings: Settings, gpu: str | None) -> None:
+        self._environment = {
+            **os.environ,
+            **settings.as_environment(),
+            **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
+        }
+        self._log_path = settings.data_dir / f"worker-{gpu or 'cpu'}.log"
+        self._halting = threading.Event()
+        self._process = self._start()
+        self._thread = threading.Thread(target=self._keep_alive, daemon=True)
+        self._thread.start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log_path.open("ab") as log:
+            command = [sys.executable, "-m", "workers", "--parent", str(os.getpid())]
+            return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+
+    def _keep_alive(self) -> None:
+        pause = 1.0
+        while not self._halting.is_set():
+            started = time.monotonic()
+            code = self._process.wait()
+            if self._halting.is_set():
+                return
+            pause = 1.0 if time.monotonic() - started > 60 else min(pause * 2, _LONGEST_BACKOFF)
+            _log.warning("a worker ended with code %d, see %s; starting another", code, self._log_path)
+            self._halting.wait(pause)
+            if not self._halting.is_set():
+                self._process = self._start()
+
+    def halt(self) -> None:
+        """Ask the worker to give its job back and stop."""
+        self._halting.set()
+        self._process.send_signal(signal.SIGTERM)
+
+    def join(self) -> None:
+        """Wait until the worker has stopped; after a minute it is killed, and its job resumes at the next start."""
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._thread.join()

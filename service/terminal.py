@@ -1,0 +1,127 @@
+"""Jobs and leaderboards drawn in a terminal, with rich."""
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dkl.recipes import show_pixels
+from service.client import Event
+
+console = Console(highlight=False)
+
+
+class Bars:
+    """Live progress bars, one per job: `with Bars() as bars: bars.follow("name", events)`. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+        )
+
+    def __enter__(self) -> "Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def add(self, title: str) -> TaskID:
+        """A bar that waits."""
+        return self._progress.add_task(title, total=None, start=False, state="[dim]waiting")
+
+    def follow(self, bar: TaskID, events: Iterable[Event]) -> str:
+        """Draw the events until they end; returns the job's last status."""
+        status = "queued"
+        for event in events:
+            status = self._draw(bar, event, status)
+        return status
+
+    def _draw(self, bar: TaskID, event: Event, status: str) -> str:
+        data = event.data
+        match event.kind:
+            case "status" | "end":
+                status = data["status"]
+                if status in {"failed", "canceled", "cancelling"}:
+                    self._progress.update(bar, state=f"[red]{status}: {data['reason']}")
+            case "started":
+                self._progress.start_task(bar)
+                self._progress.update(bar, state=f"on {data['device']}")
+            case "progress":
+                self._progress.update(bar, completed=data["done"], total=data["total"], state=data["phase"])
+            case "epoch":
+                self._progress.update(bar, state=_epoch(data))
+            case "finished":
+                total = next((t.total for t in self._progress.tasks if t.id == bar), None) or 1
+                self._progress.update(bar, completed=total, total=total, state=_result(data["result"]))
+        return status
+
+
+def _epoch(data: dict[str, Any]) -> str:
+    line = (
+        f"epoch {data['epoch']} of {data['epochs']}: loss {data['loss']:.3f}, clean {data['clean_accuracy']:.1%}"
+    )
+    adversarial = data["adversarial_accuracy"]
+    return line if adversarial is None else f"{line}, adversarial {adversarial:.1%}"
+
+
+def _result(result: dict[str, Any]) -> str:
+    if result["kind"] == "train":
+        return f"[green]trained[/]: {result['clean_accuracy']:.1%} clean, {result['seconds']:.0f} s"
+    return f"[green]judged[/]: {result['clean_accuracy']:.1%} clean, [bold]{result['robust_accuracy']:.1%} robust"
+
+
+def leaderboard_table(found: dict[str, Any]) -> Table:
+    """The leaderboard of one board, as the API returns it."""
+    board = found["board"]
+    table = Table(title=board["title"] if board else "no results yet", title_justify="left")
+    for name, justify in [
+        ("#", "right"), ("model", "left"), ("architecture", "left"), ("clean", "right"), ("robust", "right"),
+        ("95 %", "left"), ("images", "right"), ("attack", "left"), ("source", "left"),
+    ]:  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in found["rows"]:
+        interval = row["robust_interval"]
+        table.add_row(
+            str(row["rank"]),
+            row["name"],
+            row["architecture"],
+            f"{row['clean_accuracy']:.2%}",
+            f"[bold]{row['robust_accuracy']:.2%}",
+            f"{interval[0]:.1%}..{interval[1]:.1%}" if interval else "",
+            str(row["images"] or ""),
+            row["suite"],
+            row["source"],
+        )
+    return table
+
+
+def jobs_table(jobs: Sequence[dict[str, Any]]) -> Table:
+    table = Table()
+    for name in ("id", "recipe", "status", "progress", "result"):
+        table.add_column(name)
+    for job in jobs:
+        progress, result = job["progress"], job["result"]
+        done = f"{progress['done'] / progress['total']:.0%} {progress['phase']}" if progress else ""
+        outcome = _result(result) if result else job["reason"] or ""
+        table.add_row(job["id"], job["name"] or job["kind"], job["status"], "" if result else done, outcome)
+    return table
+
+
+def recipes_table(recipes: Sequence[dict[str, Any]]) -> Table:
+    table = Table("recipe", "what it does", "threat model")
+    for recipe in recipes:
+        threat = recipe["recipe"]["threat"]
+        where = f"{threat['norm']} {show_pixels(threat['eps'])}" if threat else ""
+        table.add_row(recipe["name"], recipe["about"], where)
+    return table
