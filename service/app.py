@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -19,6 +20,7 @@ from service.queue import ring
 from service.settings import Settings
 from service.settings import settings as process_settings
 from service.state import State, state_of
+from service.streams import POLL_SECONDS
 
 _log = logging.getLogger(__name__)
 
@@ -58,24 +60,32 @@ def _healthz(request: Request) -> dict[str, str]:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: State = app.state.dkl
-    tasks = [asyncio.create_task(state.streams.poll()), asyncio.create_task(_sweep(state.settings, state.db))]
+    stop = asyncio.Event()
+    sweep = partial(_sweep, state.settings, state.db)
+    tasks = [
+        asyncio.create_task(_repeat(state.streams.look, POLL_SECONDS, stop)),
+        asyncio.create_task(_repeat(sweep, state.settings.sweep_seconds, stop)),
+    ]
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        stop.set()
+        await asyncio.gather(*tasks)
         state.db.dispose()
 
 
-async def _sweep(settings: Settings, db: Engine) -> None:
-    """Heal what dead workers and lost messages leave behind, for as long as the service runs."""
-    while True:
+async def _repeat(work: Callable[[], Awaitable[None]], seconds: float, stop: asyncio.Event) -> None:
+    while not stop.is_set():
         try:
-            for job_id in await run_in_threadpool(jobs.requeue_lost, db, max_losses=settings.max_losses):
-                _log.warning("took back job %s: its worker went silent", job_id)
-            await run_in_threadpool(ring, db, settings)
+            await work()
         except SQLAlchemyError as error:
-            _log.warning("cannot sweep the ledger (%s); trying again in %g s", error, settings.sweep_seconds)
-        await asyncio.sleep(settings.sweep_seconds)
+            _log.warning("the database does not answer (%s); trying again in %g s", error, seconds)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), seconds)
+
+
+async def _sweep(settings: Settings, db: Engine) -> None:
+    """Heal what dead workers and lost messages leave behind."""
+    for job_id in await run_in_threadpool(jobs.requeue_lost, db, max_losses=settings.max_losses):
+        _log.warning("took back job %s: its worker went silent", job_id)
+    await run_in_threadpool(ring, db, settings)

@@ -72,7 +72,8 @@ def demo(
     with _served(chosen):
         url = _url(chosen)
         console.print(f"Two small models learn handwritten digits, one of them adversarially; watch at {url}/jobs")
-        tell_the_story(Client(url))
+        with Client(url) as client:
+            tell_the_story(client)
         console.print(f"The leaderboard: [bold]{url}[/]" + ("" if exit else "   (Ctrl-C stops)"))
         while not exit:
             time.sleep(3600)
@@ -113,8 +114,7 @@ def _served(chosen: Settings) -> Iterator[None]:
         except KeyboardInterrupt:
             console.print("stopping; what is unfinished resumes at the next start")
         finally:
-            server.close_streams()
-            server.should_exit = True
+            server.stop()
             thread.join()
 
 
@@ -129,18 +129,18 @@ def submit(
     watch: Annotated[bool, typer.Option("--watch", help="Stay and draw its progress.")] = False,
 ) -> None:
     """Queue a job. An evaluation needs its model: model.job=ID of a training job."""
-    client = Client(url)
-    job = client.submit(recipe, parse_overrides(overrides or []))
-    console.print(f"job [bold]{job['id']}[/] is queued: {url}/jobs/{job['id']}")
-    if watch:
-        _watch(client, job)
+    with Client(url) as client:
+        job = client.submit(recipe, parse_overrides(overrides or []))
+        console.print(f"job [bold]{job['id']}[/] is queued: {url}/jobs/{job['id']}")
+        if watch:
+            _watch(client, job)
 
 
 @app.command(name="watch")
 def watch_job(job_id: JobId, url: Url = _HERE) -> None:
     """Draw a job's progress until it ends."""
-    client = Client(url)
-    _watch(client, client.job(job_id))
+    with Client(url) as client:
+        _watch(client, client.job(job_id))
 
 
 def _watch(client: Client, job: dict[str, Any]) -> None:
@@ -153,13 +153,15 @@ def _watch(client: Client, job: dict[str, Any]) -> None:
 @app.command()
 def cancel(job_id: JobId, url: Url = _HERE) -> None:
     """End a job."""
-    console.print(f"job {job_id} is {Client(url).cancel(job_id)['status']}")
+    with Client(url) as client:
+        console.print(f"job {job_id} is {client.cancel(job_id)['status']}")
 
 
 @app.command()
 def jobs(url: Url = _HERE) -> None:
     """List the newest jobs."""
-    console.print(terminal.jobs_table(Client(url).jobs()))
+    with Client(url) as client:
+        console.print(terminal.jobs_table(client.jobs()))
 
 
 @app.command()
@@ -170,7 +172,8 @@ def leaderboard(
 ) -> None:
     """Show the ranking."""
     query = {name: value for name, value in {"dataset": dataset, "norm": norm}.items() if value}
-    console.print(terminal.leaderboard_table(Client(url).leaderboard(**query)))
+    with Client(url) as client:
+        console.print(terminal.leaderboard_table(client.leaderboard(**query)))
 
 
 # --- without a service ------------------------------------------------------------------------------------

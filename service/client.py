@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 
@@ -21,10 +21,16 @@ class Event:
 
 
 class Client:
-    """Talks to one service: Client("http://127.0.0.1:8000")."""
+    """Talks to one service: `with Client("http://127.0.0.1:8000") as client: ...`. Thread-safe."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx2.Client(base_url=url, timeout=30)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
     def submit(self, name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Queue a named recipe; returns the job."""

@@ -28,14 +28,15 @@ class StartError(Exception):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which by itself waits for open event streams for ever when it should stop."""
+    """uvicorn that ends open event streams when it should stop, instead of waiting for them, and then returns."""
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        self.close_streams()
-        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+        self.force_exit = self.should_exit  # asked twice
+        self.stop()
 
-    def close_streams(self) -> None:
+    def stop(self) -> None:
         self.config.app.state.dkl.streams.close()  # type: ignore[union-attr]
+        self.should_exit = True
 
 
 @contextmanager
@@ -137,7 +138,7 @@ class _Worker:
         self._process.send_signal(signal.SIGTERM)
 
     def join(self) -> None:
-        """Wait until the worker has stopped; after a minute it is killed, and its job resumes at the next start."""
+        """Wait until the worker has stopped; after a minute it is killed, and its job resumes later."""
         try:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:

@@ -42,6 +42,9 @@ class CeleryQueue:
     def send(self, job_id: str) -> None:
         self._app.send_task(TASK, args=[job_id], queue=QUEUE, retry=False)
 
+    def close(self) -> None:
+        self._app.close()
+
 
 @cache
 def queue_for(settings: Settings) -> Queue:

@@ -1,19 +1,16 @@
 """Live event streams: one poller per process watches the ledger and wakes the streams whose job changed."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import ServerSentEvent
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from service import jobs
 
-_POLL_SECONDS = 0.4
-_log = logging.getLogger(__name__)
+POLL_SECONDS = 0.4
 
 
 class Streams:
@@ -26,16 +23,8 @@ class Streams:
         self._changed = asyncio.Condition()
         self._closing = False
 
-    async def poll(self) -> None:
-        """Watch the ledger until cancelled; `create_app` runs it."""
-        while True:
-            try:
-                await self._look()
-            except SQLAlchemyError as error:
-                _log.warning("cannot read the ledger (%s); streams wait until it is back", error)
-            await asyncio.sleep(_POLL_SECONDS)
-
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Wake the streams whose job has changed since the last look; `create_app` calls it again and again."""
         if not self._watched:
             return
         revisions = await run_in_threadpool(jobs.revisions, self._db, list(self._watched))
@@ -61,13 +50,13 @@ class Streams:
                 seen = self._known.get(job_id)
                 # The status before the rows: a job that has ended before this line has said everything.
                 job = await run_in_threadpool(jobs.get, self._db, job_id)
+                if job.progress and job.progress != progress:
+                    progress = job.progress
+                    yield ServerSentEvent(event="progress", data=progress)
                 for event in await run_in_threadpool(jobs.events, self._db, job_id, after=after):
                     after = event.id
                     data = {**event.payload, "attempt": event.attempt, "at": event.at}
                     yield ServerSentEvent(event=event.kind, id=str(event.id), data=data)
-                if job.progress and job.progress != progress:
-                    progress = job.progress
-                    yield ServerSentEvent(event="progress", data=progress)
                 if job.status in jobs.TERMINAL:
                     yield ServerSentEvent(event="end", data={"status": job.status, "reason": job.reason})
                     return

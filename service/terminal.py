@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -82,26 +83,27 @@ def _result(result: dict[str, Any]) -> str:
 
 
 def leaderboard_table(found: dict[str, Any]) -> Table:
-    """The leaderboard of one board, as the API returns it."""
+    """One board as the API returns it; fits into 80 columns."""
     board = found["board"]
-    table = Table(title=board["title"] if board else "no results yet", title_justify="left")
-    for name, justify in [
-        ("#", "right"), ("model", "left"), ("architecture", "left"), ("clean", "right"), ("robust", "right"),
-        ("95 %", "left"), ("images", "right"), ("attack", "left"), ("source", "left"),
-    ]:  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table = Table(
+        title=board["title"] if board else "no results yet", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("#", justify="right")
+    table.add_column("model", overflow="fold")
+    table.add_column("clean", justify="right", no_wrap=True)
+    table.add_column("robust", justify="right", no_wrap=True)
+    table.add_column("95 %", no_wrap=True)
+    table.add_column("attack", overflow="fold")
     for row in found["rows"]:
         interval = row["robust_interval"]
+        images = f", {row['images']} images" if row["images"] else ""
         table.add_row(
             str(row["rank"]),
-            row["name"],
-            row["architecture"],
+            f"{row['name']} [dim]{row['architecture']}",
             f"{row['clean_accuracy']:.2%}",
             f"[bold]{row['robust_accuracy']:.2%}",
-            f"{interval[0]:.1%}..{interval[1]:.1%}" if interval else "",
-            str(row["images"] or ""),
-            row["suite"],
-            row["source"],
+            f"{interval[0]:.0%}..{interval[1]:.0%}" if interval else "",
+            f"{row['suite']}{images} [dim]{row['source']}",
         )
     return table
 

@@ -15,7 +15,6 @@ from service.db import connect, migrate
 from service.settings import Settings
 
 POSTGRES = os.environ.get("DKLBENCH_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
-REDIS = os.environ.get("DKLBENCH_TEST_REDIS", "redis://127.0.0.1:6379/15")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from service import jobs
 from service.db import connect
 from service.settings import settings
-from workers.run import halt_on_sigterm, run_job
+from workers.run import halt_on_signals, run_job
 
 _IDLE_SECONDS = 0.5
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(process)d %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent sends SIGTERM
-    halt = halt_on_sigterm()
+    halt = halt_on_signals()
     if arguments.parent:
         threading.Thread(target=_halt_with, args=(arguments.parent, halt), daemon=True).start()
     db = connect(settings().database)

@@ -36,7 +36,8 @@ app.conf.update(
     },
     broker_connection_retry_on_startup=True,
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    worker_soft_shutdown_timeout=30,
+    # At SIGTERM the child learns of the shutdown when the soft one ends; from then on it may take its time.
+    worker_soft_shutdown_timeout=1,
     worker_send_task_events=False,
     worker_hijack_root_logger=False,
     task_default_queue=QUEUE,
@@ -48,4 +49,4 @@ def run_job(job_id: str) -> None:
     """Run one job. The message is only its id; everything else is in the ledger."""
     from workers import run
 
-    run.run_job(job_id, settings=settings(), db=connect(settings().database), halt=run.halt_on_sigterm())
+    run.run_job(job_id, settings=settings(), db=connect(settings().database), halt=run.halt_on_signals())

@@ -32,10 +32,14 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def halt_on_sigterm() -> threading.Event:
-    """An event that SIGTERM sets: the running job stops after its current batch, checkpoints and is given back."""
+def halt_on_signals() -> threading.Event:
+    """An event that SIGTERM sets: the running job stops after its current batch, checkpoints and is given back.
+
+    Celery's parent process passes a shutdown on to the child as SIGQUIT where REMAP_SIGTERM says so.
+    """
     halt = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: halt.set())
+    for sign in (signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(sign, lambda *_: halt.set())
     return halt
 
 

@@ -3,37 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from samples import EPOCH, JUDGED, PROGRESS, TRAIN, TRAINED
 from sqlalchemy import Engine, update
 
 from dkl.catalog import resolve
-from dkl.events import Epoch, EvaluateResult, Finished, Progress, StageResult, TrainResult
 from service import jobs
 from service.db import Job, writing
-
-TRAIN = resolve("natural-digits", {})
-EPOCH = Epoch(
-    epoch=1, epochs=2, loss=0.5, clean_accuracy=0.9, adversarial_accuracy=None, eps=None, lr=0.1, seconds=1.0
-)
-PROGRESS = Progress(phase="epoch 1 of 2", done=1, total=2, rate=10, eta_seconds=3)
-TRAINED = Finished(
-    result=TrainResult(checkpoint_sha256="a" * 64, parameters=10, epochs=2, clean_accuracy=0.95, seconds=2.0)
-)
-JUDGED = Finished(
-    result=EvaluateResult(
-        images=2,
-        clean_accuracy=1.0,
-        robust_accuracy=0.5,
-        robust_interval=(0.1, 0.9),
-        stages=(StageResult(name="clean", accuracy=1.0, seconds=0.1),),
-        class_robust_accuracy=(0.5,),
-        rejected=0,
-        warnings=(),
-        checkpoint_sha256="a" * 64,
-        architecture="CNN-32",
-        engine="pyautoattack 0.2.0",
-        seconds=1.0,
-    )
-)
 
 
 def claim(db: Engine, job_id: str, worker: str = "w1", lease_seconds: float = 60) -> jobs.Claim:
@@ -77,9 +52,7 @@ def test_a_job_from_submission_to_result(db: Engine) -> None:
 def test_of_eight_racing_workers_one_wins(db: Engine) -> None:
     job_id = jobs.create(db, TRAIN).id
     with ThreadPoolExecutor(8) as pool:
-        claims = list(
-            pool.map(lambda n: jobs.claim(db, job_id, worker=f"w{n}", lease_seconds=60), range(8))
-        )
+        claims = list(pool.map(lambda n: jobs.claim(db, job_id, worker=f"w{n}", lease_seconds=60), range(8)))
     assert len([c for c in claims if c is not None]) == 1
     assert jobs.get(db, job_id).attempt == 1
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from samples import EPOCH, PROGRESS, TRAIN, TRAINED
 from sqlalchemy import update
-from test_jobs import EPOCH, PROGRESS, TRAIN, TRAINED
 
 from service import jobs
 from service.db import Job, connect, migrate, writing

@@ -1,0 +1,141 @@
+"""The deployment that compose starts: PostgreSQL, Redis, the API and a Celery worker, as real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from processes import BIN, Processes, answers, ends, free_port, in_epoch, wait_until
+
+from service.client import Client
+from service.db import connect, migrate
+from service.queue import CeleryQueue
+from service.settings import Settings
+
+SHORT = {"epochs": 12, "awp.first_epoch": 3}
+QUICK_SUITE = [{"kind": "apgd-ce", "steps": 10}, {"kind": "square", "queries": 100}]
+Worker = subprocess.Popen[bytes]
+REDIS = os.environ.get("DKLBENCH_TEST_REDIS", "redis://127.0.0.1:6379/15")
+
+
+@pytest.fixture
+def broker() -> Iterator[redis.Redis]:
+    """Redis, in a numbered database that only the tests use."""
+    connection = redis.Redis.from_url(REDIS)
+    try:
+        connection.flushdb()
+    except redis.exceptions.ConnectionError as error:
+        connection.close()
+        pytest.skip(f"no Redis at {REDIS}: set DKLBENCH_TEST_REDIS ({error})")
+    yield connection
+    connection.flushdb()
+    connection.close()
+
+
+@pytest.fixture
+def deployed(settings: Settings, postgres_url: str, broker: redis.Redis) -> Settings:
+    database = connect(postgres_url)
+    migrate(database)
+    database.dispose()
+    return settings.model_copy(update={"database_url": postgres_url, "broker_url": REDIS})
+
+
+@pytest.fixture
+def client(deployed: Settings, processes: Processes) -> Iterator[Client]:
+    port = free_port()
+    processes.start(
+        sys.executable, "-m", "uvicorn", "service.app:create_app", "--factory", "--port", str(port),
+        environment=deployed.as_environment(),
+    )  # fmt: skip
+    with Client(f"http://127.0.0.1:{port}") as client:
+        wait_until(lambda: answers(client), what="the API")
+        yield client
+
+
+@pytest.fixture
+def start_worker(deployed: Settings, processes: Processes) -> Callable[[], Worker]:
+    def start() -> Worker:
+        return processes.start(
+            str(BIN / "celery"), "-A", "workers.app", "worker", "--loglevel", "INFO",
+            environment={**deployed.as_environment(), "REMAP_SIGTERM": "SIGQUIT"},
+        )  # fmt: skip
+
+    return start
+
+
+def test_train_and_evaluate(client: Client, start_worker: Callable[[], Worker]) -> None:
+    start_worker()
+    training = client.submit("ikl-at-digits", SHORT)
+    overrides = {"model.job": training["id"], "images": 20, "suite": QUICK_SUITE}
+    judging = client.submit("autoattack-digits-linf", overrides)
+    assert [event.kind for event in client.watch(training["id"])].count("epoch") == SHORT["epochs"]
+    result = ends(client, judging["id"])["result"]
+    (row,) = client.leaderboard(dataset="digits")["rows"]
+    assert row["robust_accuracy"] == result["robust_accuracy"]
+
+
+def test_kill_9_of_the_worker_in_mid_training(client: Client, start_worker: Callable[[], Worker]) -> None:
+    worker = start_worker()
+    undisturbed = client.submit("ikl-at-digits", SHORT)["id"]
+    expected = ends(client, undisturbed)["result"]["checkpoint_sha256"]
+    disturbed = client.submit("ikl-at-digits", SHORT)["id"]
+    wait_until(lambda: in_epoch(client, disturbed, 5), what="epoch 5")
+    os.killpg(worker.pid, signal.SIGKILL)  # the worker and the child that trains
+    worker.wait()
+    start_worker()
+    job = ends(client, disturbed)
+    assert job["attempt"] == 2
+    assert job["result"]["checkpoint_sha256"] == expected
+    epochs = [event.data["epoch"] for event in client.watch(disturbed) if event.kind == "epoch"]
+    assert epochs == list(range(1, SHORT["epochs"] + 1))
+
+
+def test_a_stopped_container_gives_its_job_back(client: Client, start_worker: Callable[[], Worker]) -> None:
+    worker = start_worker()
+    job_id = client.submit("ikl-at-digits", {"epochs": 40})["id"]
+    wait_until(lambda: in_epoch(client, job_id, 2), what="epoch 2")
+    worker.terminate()
+    worker.wait(timeout=60)
+    job = client.job(job_id)
+    assert (job["status"], job["reason"]) == ("queued", "its worker was shut down; it will resume")
+    start_worker()
+    wait_until(lambda: client.job(job_id)["attempt"] == 2, what="the second attempt")
+    client.cancel(job_id)
+    ends(client, job_id, "canceled")
+
+
+def test_a_message_delivered_many_times_runs_once(
+    client: Client, deployed: Settings, start_worker: Callable[[], Worker]
+) -> None:
+    job_id = client.submit("natural-digits", {"epochs": 2})["id"]
+    queue = CeleryQueue(deployed.broker_url)
+    for _ in range(5):
+        queue.send(job_id)
+    queue.close()
+    start_worker()
+    assert ends(client, job_id)["attempt"] == 1
+    after = client.submit("natural-digits", {"epochs": 1})["id"]  # behind the five in the queue
+    ends(client, after)
+    assert client.job(job_id)["attempt"] == 1
+
+
+def test_a_wiped_broker_loses_nothing(
+    client: Client, broker: redis.Redis, start_worker: Callable[[], Worker]
+) -> None:
+    job_id = client.submit("natural-digits", {"epochs": 1})["id"]
+    wait_until(lambda: broker.dbsize() > 0, what="the message")
+    broker.flushdb()
+    start_worker()
+    assert ends(client, job_id)["attempt"] == 1
+
+
+def test_cancel_ends_within_seconds(client: Client, start_worker: Callable[[], Worker]) -> None:
+    start_worker()
+    job_id = client.submit("ikl-at-digits", {"epochs": 100_000})["id"]
+    wait_until(lambda: client.job(job_id)["progress"], what="the job to be at work")
+    client.cancel(job_id)
+    wait_until(lambda: client.job(job_id)["status"] == "canceled", 15, "the job to end")
+    ends(client, client.submit("natural-digits", {"epochs": 1})["id"])

@@ -1,0 +1,128 @@
+"""`dklbench up` as a user has it: one command, SQLite, a worker process; and what happens when things die."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+from processes import BIN, ends, in_epoch, wait_until
+
+from service.client import Client
+from service.settings import Settings
+
+Start = Callable[[], tuple[subprocess.Popen[bytes], Client]]
+SHORT = {"epochs": 12, "awp.first_epoch": 3}
+QUICK_SUITE = [{"kind": "apgd-ce", "steps": 10}, {"kind": "square", "queries": 100}]
+
+
+def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
+    """The embedded worker, once it is there."""
+    wait_until(lambda: psutil.Process(process.pid).children(), what="the worker")
+    return psutil.Process(process.pid).children()[0]
+
+
+def test_train_evaluate_rank_restart(start_embedded: Start) -> None:
+    process, client = start_embedded()
+    training = client.submit("ikl-at-digits", SHORT)
+    judging = client.submit(
+        "autoattack-digits-linf", {"model.job": training["id"], "images": 20, "suite": QUICK_SUITE}
+    )
+    kinds = [event.kind for event in client.watch(training["id"])]
+    assert kinds.count("epoch") == SHORT["epochs"]
+    assert kinds[-1] == "end"
+    result = ends(client, judging["id"])["result"]
+    assert [stage["name"] for stage in result["stages"]] == ["clean", "apgd-ce", "square"]
+    assert result["checkpoint_sha256"] == client.job(training["id"])["result"]["checkpoint_sha256"]
+    (row,) = client.leaderboard(dataset="digits")["rows"]
+    assert (row["name"], row["robust_accuracy"]) == ("ikl-at-digits", result["robust_accuracy"])
+    assert row["suite"] == "custom"
+
+    worker = worker_of(process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 0
+    assert not worker.is_running()
+    _, client = start_embedded()
+    assert client.leaderboard(dataset="digits")["rows"] == [row]
+    again = client.submit(
+        "autoattack-digits-linf", {"model.job": training["id"], "images": 20, "suite": QUICK_SUITE}
+    )
+    assert ends(client, again["id"])["result"]["stages"][1]["accuracy"] == result["stages"][1]["accuracy"]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_dies_in_mid_training_and_the_weights_are_the_same(start_embedded: Start, sign: int) -> None:
+    process, client = start_embedded()
+    undisturbed = client.submit("ikl-at-digits", SHORT)["id"]
+    expected = ends(client, undisturbed)["result"]["checkpoint_sha256"]
+    disturbed = client.submit("ikl-at-digits", SHORT)["id"]
+    wait_until(lambda: in_epoch(client, disturbed, 5), what="epoch 5")
+    worker_of(process).send_signal(sign)
+    job = ends(client, disturbed)
+    assert job["attempt"] == 2
+    assert job["result"]["checkpoint_sha256"] == expected
+    events = list(client.watch(disturbed))
+    assert [e.data["epoch"] for e in events if e.kind == "epoch"] == list(range(1, SHORT["epochs"] + 1))
+    reasons = [e.data["reason"] for e in events if e.kind == "status" and e.data["status"] == "queued"]
+    assert "shut down" in reasons[1] if sign == signal.SIGTERM else "went silent" in reasons[1]
+
+
+def test_a_killed_service_goes_on_where_it_was(start_embedded: Start) -> None:
+    process, client = start_embedded()
+    job_id = client.submit("ikl-at-digits", SHORT)["id"]
+    wait_until(lambda: in_epoch(client, job_id, 3), what="epoch 3")
+    worker = worker_of(process)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not worker.is_running(), 30, "the orphaned worker to stop")
+    _, client = start_embedded()
+    job = ends(client, job_id)
+    assert job["attempt"] >= 2
+
+
+@pytest.mark.parametrize("what", ["training", "attack"])
+def test_cancel_ends_within_seconds(start_embedded: Start, what: str) -> None:
+    _, client = start_embedded()
+    if what == "training":
+        job_id = client.submit("ikl-at-digits", {"epochs": 100_000})["id"]
+    else:
+        training = client.submit("ikl-at-digits", SHORT)["id"]
+        suite = [{"kind": "square", "queries": 10_000_000}]
+        job_id = client.submit("autoattack-digits-linf", {"model.job": training, "suite": suite})["id"]
+    wait_until(lambda: client.job(job_id)["progress"], what="the job to be at work")
+    assert client.cancel(job_id)["status"] == "cancelling"
+    asked = time.monotonic()
+    job = ends(client, job_id, "canceled")
+    assert time.monotonic() - asked < 15
+    assert job["reason"] == "canceled while it ran"
+    assert job["result"] is None
+    after = client.submit("natural-digits", {"epochs": 1})["id"]
+    ends(client, after)
+
+
+def test_one_service_per_data_directory(start_embedded: Start, settings: Settings) -> None:
+    start_embedded()
+    second = subprocess.run(
+        [str(BIN / "dklbench"), "up", "--port", "0"],
+        env={**os.environ, **settings.as_environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert second.returncode == 1
+    assert "already serves" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_job_that_cannot_work_fails_with_a_sentence(start_embedded: Start, settings: Settings) -> None:
+    _, client = start_embedded()
+    job = ends(client, client.submit("natural-digits", {"dataset": "npz:mine"})["id"], "failed")
+    assert str(settings.datasets_dir / "mine_train.npz") in job["reason"]
+    assert "put it there" in job["reason"]
+    too_many = client.submit("natural-digits", {"epochs": 1})["id"]
+    ends(client, too_many)
+    judging = client.submit("autoattack-digits-linf", {"model.job": too_many, "images": 5000})["id"]
+    assert "5000" in ends(client, judging, "failed")["reason"]

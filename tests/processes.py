@@ -1,0 +1,82 @@
+"""Real processes for the tests that kill them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from service.client import Client, ServiceError
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60, what: str = "") -> None:
+    """Poll until the condition holds; the generous limit is only there to end a broken test."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:g} s for {what or condition}"
+        time.sleep(0.05)
+
+
+class Processes:
+    """Starts processes in sessions of their own and kills whatever is left at the end."""
+
+    def __init__(self, log_dir: Path) -> None:
+        self._log_dir = log_dir
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *command: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        log = self._log_dir / f"process-{len(self._started)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                # One thread: bit-identical results must not depend on how busy the machine is.
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._started.append(process)
+        return process
+
+    def end(self) -> str:
+        for process in self._started:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            process.wait()
+        return "\n".join(log.read_text(errors="replace") for log in sorted(self._log_dir.glob("*.log")))
+
+
+def answers(client: Client) -> bool:
+    try:
+        client.recipes()
+    except ServiceError:
+        return False
+    return True
+
+
+def in_epoch(client: Client, job_id: str, number: int) -> bool:
+    progress = client.job(job_id)["progress"]
+    return bool(progress) and int(progress["phase"].split()[1]) >= number
+
+
+def ends(client: Client, job_id: str, status: str = "succeeded") -> dict[str, Any]:
+    wait_until(
+        lambda: client.job(job_id)["status"] in {"succeeded", "failed", "canceled"}, 120, f"job {job_id} to end"
+    )
+    job = client.job(job_id)
+    assert job["status"] == status, job["reason"]
+    return job
