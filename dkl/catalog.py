@@ -1,5 +1,6 @@
 """The named recipes: METHOD-DATASET-MODEL[-VARIANT], and autoattack-DATASET-NORM to judge a model. No torch."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -42,7 +43,7 @@ class Named:
 
 
 _LINF_8 = ThreatModel(norm="Linf", eps=8 / 255)
-_DIGITS_LINF = ThreatModel(norm="Linf", eps=0.15)
+_DIGITS_LINF = ThreatModel(norm="Linf", eps=0.2)
 _DKL = "Cui et al., Decoupled Kullback-Leibler Divergence Loss, NeurIPS 2024, Table 2"
 _DKL_URL = "https://arxiv.org/abs/2305.13948"
 
@@ -67,7 +68,7 @@ RECIPES: dict[str, Named] = {
             attack=PGD(),
             awp=AWP(),
             augmentation="none",
-            epochs=30,
+            epochs=60,
             optimizer=SGD(lr=0.1),
         ),
         "The same CNN trained adversarially with IKL-AT: minutes on a laptop, and it stands.",
@@ -122,7 +123,7 @@ RECIPES: dict[str, Named] = {
     ),
     "autoattack-digits-linf": Named(
         Protocol(dataset="digits", threat=_DIGITS_LINF, images=100),
-        "AutoAttack standard on 100 handwritten digits, Linf 0.15.",
+        "AutoAttack standard on 100 handwritten digits, Linf 0.2.",
     ),
     "autoattack-cifar10-linf": Named(
         Protocol(dataset="cifar10", threat=_LINF_8),
@@ -168,3 +169,24 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> Train | Evaluate:
             place = place[parent]
         place[field] = value
     return read_recipe(document)
+
+
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """What `resolve` takes, from words as they are typed: ["threat.eps=4/255", "epochs=2"].
+
+    A value is JSON where it can be read as such, else text. ValueError for a word that is no PATH=VALUE.
+    """
+    overrides = {}
+    for word in words:
+        path, equals, value = word.partition("=")
+        if not equals or not all(path.split(".")):
+            raise ValueError(f"{word!r} is no change to a recipe; write PATH=VALUE, such as epochs=2")
+        overrides[path] = _value(value)
+    return overrides
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

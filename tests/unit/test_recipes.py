@@ -1,0 +1,132 @@
+"""Recipes: what they read, what they refuse, and that their public form does not change unnoticed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dkl.catalog import RECIPES, UnknownRecipeError, parse_overrides, resolve
+from dkl.explain import InvalidRecipeError
+from dkl.recipes import (
+    AUTOATTACK,
+    RECIPE,
+    Evaluate,
+    Protocol,
+    ThreatModel,
+    Train,
+    WideResNet,
+    fingerprint,
+    show_model,
+    show_pixels,
+)
+
+SCHEMA = Path(__file__).parent.parent / "golden" / "recipe_schema.json"
+
+
+def test_the_public_schema_is_the_committed_one() -> None:
+    """Whoever changes what may be asked says so in review: write the new schema into the file."""
+    assert json.loads(SCHEMA.read_text()) == json.loads(json.dumps(RECIPE.json_schema()))
+
+
+@pytest.mark.parametrize(("written", "eps"), [("8/255", 8 / 255), (" 0.5/1 ", 0.5), (0.25, 0.25)])
+def test_pixels_read_fractions(written: object, eps: float) -> None:
+    assert ThreatModel.model_validate({"norm": "Linf", "eps": written}).eps == eps
+
+
+@pytest.mark.parametrize(
+    "eps", ["0.5", "8/0", "-8/255", "", 0, -1, 1, 8, True, float("nan"), float("inf"), None, [1]]
+)
+def test_what_is_no_linf_eps(eps: object) -> None:
+    with pytest.raises(ValidationError):
+        ThreatModel.model_validate({"norm": "Linf", "eps": eps})
+
+
+def test_an_l2_eps_may_be_large() -> None:
+    assert ThreatModel(norm="L2", eps=3.0).eps == 3.0
+
+
+@pytest.mark.parametrize(
+    ("pixels", "shown"), [(8 / 255, "8/255"), (0.5, "0.5"), (0.15, "0.15"), (0.031, "0.031"), (1 / 255, "1/255")]
+)
+def test_show_pixels(pixels: float, shown: str) -> None:
+    assert show_pixels(pixels) == shown
+
+
+def test_recipes_are_values() -> None:
+    recipe = resolve("ikl-at-digits", {})
+    assert recipe == RECIPE.validate_json(recipe.model_dump_json())
+    with pytest.raises(ValidationError):
+        recipe.epochs = 3  # type: ignore[union-attr, misc]
+
+
+def test_the_fingerprint_is_the_question() -> None:
+    one = resolve("ikl-at-digits", {"threat.eps": "51/255"})
+    same = resolve("ikl-at-digits", {"threat.eps": 51 / 255})
+    other = resolve("ikl-at-digits", {"threat.eps": "51/255", "seed": 1})
+    assert fingerprint(one) == fingerprint(same)
+    assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_named_recipe_is_valid_and_named_after_what_it_is(name: str) -> None:
+    entry = RECIPES[name]
+    recipe = resolve(name, {"model.job": "0" * 12} if isinstance(entry.recipe, Protocol) else {})
+    assert entry.about.endswith(".")
+    match recipe:
+        case Train():
+            method = {"natural": "natural", "ikl": "ikl-at"}[recipe.objective.kind]
+            assert name.startswith(f"{method}-{recipe.dataset}")
+            if isinstance(recipe.model, WideResNet):
+                assert show_model(recipe.model).lower() in name
+        case Evaluate():
+            assert name == f"autoattack-{recipe.dataset}-{recipe.threat.norm.lower()}"
+
+
+def test_autoattack_is_the_published_suite() -> None:
+    """arXiv:2003.01690, and 2103.01208 for L1; forward passes as counted on the reference."""
+    standard = AUTOATTACK["standard"]["Linf"]
+    assert [attack.kind for attack in standard] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [attack.kind for attack in AUTOATTACK["rand"]["L2"]] == ["apgd-ce", "apgd-dlr"]
+    plus = ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+    assert [attack.kind for attack in AUTOATTACK["plus"]["Linf"]] == plus
+    ce, targeted, *_ = AUTOATTACK["standard"]["L1"]
+    assert (ce.restarts, ce.large_eps) == (5, True)  # type: ignore[union-attr]
+    assert (targeted.targets, targeted.large_eps) == (5, True)  # type: ignore[union-attr]
+
+
+def test_an_unknown_name_offers_the_closest() -> None:
+    with pytest.raises(UnknownRecipeError, match="did you mean ikl-at-digits"):
+        resolve("ikl_at_digits", {})
+    with pytest.raises(UnknownRecipeError, match="choose from"):
+        resolve("????", {})
+
+
+def test_overrides_may_build_what_was_absent() -> None:
+    recipe = resolve(
+        "natural-digits",
+        {"objective.kind": "ikl", "threat.norm": "Linf", "threat.eps": "4/255", "attack.steps": 2, "awp": {}},
+    )
+    assert isinstance(recipe, Train)
+    assert recipe.threat == ThreatModel(norm="Linf", eps=4 / 255)
+    assert recipe.attack is not None
+    assert recipe.awp is not None
+
+
+def test_overrides_as_words() -> None:
+    words = ["epochs=2", "threat.eps=4/255", "awp=null", 'model={"kind": "cnn"}', "threat.norm=L2"]
+    assert parse_overrides(words) == {
+        "epochs": 2,
+        "threat.eps": "4/255",
+        "awp": None,
+        "model": {"kind": "cnn"},
+        "threat.norm": "L2",
+    }
+    with pytest.raises(ValueError, match="epochs"):
+        parse_overrides(["epochs"])
+
+
+def test_every_fault_is_named_at_once() -> None:
+    with pytest.raises(InvalidRecipeError) as caught:
+        resolve("ikl-at-digits", {"epochs": 0, "threat.eps": -1, "optimizer.lr": "fast"})
+    assert {fault.field for fault in caught.value.faults} == {"epochs", "threat.eps", "optimizer.lr"}
