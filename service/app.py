@@ -12,9 +12,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.middleware import Middleware
 
 from service import api, jobs, pages
 from service.db import connect
+from service.headers import SecurityHeaders
 from service.problems import HANDLERS, Problem
 from service.queue import ring
 from service.settings import Settings
@@ -34,8 +36,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1.0",
         description="Adversarial robustness benchmarking: train, attack, rank.",
         lifespan=_lifespan,
-        docs_url="/api/docs",
+        docs_url=None,  # its page loads scripts from a CDN; service/pages.py has one of our own
+        redoc_url=None,
         openapi_url="/api/openapi.json",
+        middleware=[Middleware(SecurityHeaders)],
     )
     app.state.dkl = state
     app.include_router(api.router)

@@ -13,7 +13,7 @@ from pyautoattack import AutoAttack
 from torch import nn
 from trials import KINDS, Linear, cnn, quick_suite
 
-from dkl.attacks.autoattack import _adversary, assault, expected_forwards, require_possible
+from dkl.attacks.autoattack import _adversary, expected_forwards, require_possible, run_attack
 from dkl.attacks.loan import Loan
 from dkl.attacks.turns import in_turns
 from dkl.recipes import AUTOATTACK, Protocol, ThreatModel
@@ -51,7 +51,7 @@ def images(count=5):
 
 def attack_on(model, attack=ENDLESS, threat=LINF, classes=10, count=5, seed=0, labels=None):
     x, y = images(count)
-    return assault(
+    return run_attack(
         attack,
         model,
         x,

@@ -1,0 +1,128 @@
+"""A real server on a free port, a headless Chromium, and pages that must stay clean."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import story
+import uvicorn
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from service import jobs
+from service.app import create_app
+from service.db import Job, migrate
+from service.settings import Settings
+
+CHROMIUM = os.environ.get("DKLBENCH_CHROMIUM", "/usr/bin/chromium")
+_ARGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+
+
+def _serve(folder: Path) -> Iterator[story.Site]:
+    settings = Settings(data_dir=folder, database_url="", broker_url="", device="cpu")
+    app = create_app(settings)
+    state = app.state.dkl
+    migrate(state.db)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 20
+        while not server.started and thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert server.started
+        yield story.Site(f"http://127.0.0.1:{listener.getsockname()[1]}", state.db)
+        state.streams.close()
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[story.Site]:
+    """A service with a short history: two measured models on digits, the published ones, and one failure."""
+    serving = _serve(tmp_path_factory.mktemp("site"))
+    site = next(serving)
+    natural = story.trained(site.db, "natural-digits", epochs=15, accuracy=0.98)
+    robust = story.trained(site.db, "ikl-at-digits")
+    story.judged(site.db, natural, clean=0.98, robust=0.07)
+    story.judged(site.db, robust, clean=0.95, robust=0.71)
+    broken = jobs.create(site.db, story.resolve("natural-digits", {"seed": 3}), name="natural-digits")
+    jobs.fail(site.db, story.start(site.db, broken), "loss is nan at epoch 12, batch 40")
+    yield site
+    assert next(serving, None) is None
+
+
+@pytest.fixture
+def empty_site(tmp_path: Path) -> Iterator[story.Site]:
+    yield from _serve(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"no Chromium at {CHROMIUM}: install one or set DKLBENCH_CHROMIUM to its path")
+    expect.set_options(timeout=10_000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGS)
+        yield browser
+        browser.close()
+
+
+NewPage = Callable[..., Page]
+
+
+@pytest.fixture
+def new_page(browser: Browser) -> Iterator[NewPage]:
+    """Opens a page in a context of its own. At the end: nothing was logged, blocked, or fetched elsewhere."""
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+    hosts: set[str] = set()
+
+    def open_page(*, expected: str = "\0", **options: object) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda message: (
+                complaints.append(message.text)
+                if message.type in {"error", "warning"} and expected not in message.text
+                else None
+            ),
+        )
+        page.on("request", lambda request: hosts.add(request.url.split("/")[2].split(":")[0]))
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert hosts <= {"127.0.0.1"}
+
+
+@pytest.fixture
+def page(new_page: NewPage) -> Page:
+    return new_page()
+
+
+@pytest.fixture
+def running(site: story.Site) -> Iterator[tuple[Job, jobs.Claim]]:
+    """A training job in its third epoch of ten."""
+    recipe = story.resolve("ikl-at-digits", {"epochs": 10, "seed": 7})
+    job = jobs.create(site.db, recipe, name="ikl-at-digits")
+    claim = story.start(site.db, job)
+    for number in (1, 2):
+        jobs.append(site.db, claim, story.epoch(number, 10))
+    jobs.append(site.db, claim, story.progress(2, 10, "epoch 3 of 10"))
+    yield job, claim
+    if jobs.get(site.db, job.id).status not in jobs.TERMINAL:
+        jobs.fail(site.db, claim, "the test is over")
