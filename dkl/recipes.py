@@ -88,9 +88,9 @@ class ThreatModel(Document):
 
 
 def show_pixels(value: float) -> str:
-    """`value` the way papers write it: "8/255" where it is a whole number of 255ths, else a decimal."""
+    """`value` the way papers write it: small whole numbers of 255ths as "8/255", else a decimal."""
     levels = value * 255
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{value:.4g}"
+    return f"{round(levels)}/255" if levels < 32.5 and abs(levels - round(levels)) < 1e-6 else f"{value:.4g}"
 
 
 # --- models -----------------------------------------------------------------------------------------------

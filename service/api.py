@@ -144,8 +144,8 @@ async def job_events(
     request: Request,
     last_event_id: Annotated[int, Header(ge=0)] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events, live: `status`, `started`, `epoch`, `chunk`, `finished` carry an id and can be resumed
-    after it with the header Last-Event-ID; `progress` is of the moment; `end` is the last one."""
+    """Server-sent events, live. status, started, epoch, chunk, finished carry an id; a stream goes on after it
+    with the header Last-Event-ID; progress is of the moment; end is the last one."""
     async for event in state_of(request).streams.follow(job.id, after=last_event_id):
         yield event
 

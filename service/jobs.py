@@ -110,7 +110,7 @@ def get(db: Engine, job_id: str) -> Job:
     with reading(db) as session:
         job = session.get(Job, job_id) if _JOB_ID.fullmatch(job_id) else None
     if job is None:
-        raise UnknownJobError(f"there is no job {job_id!r}; GET /api/v1/jobs lists them")
+        raise UnknownJobError(f"there is no job {job_id!r}; the list of jobs has them all")
     return job
 
 

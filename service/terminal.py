@@ -103,7 +103,7 @@ def leaderboard_table(found: dict[str, Any]) -> Table:
             f"{row['clean_accuracy']:.2%}",
             f"[bold]{row['robust_accuracy']:.2%}",
             f"{interval[0]:.0%}..{interval[1]:.0%}" if interval else "",
-            f"{row['suite']}{images} [dim]{row['source']}",
+            f"{row['suite']}{images}, {row['source']}",
         )
     return table
 

@@ -13,6 +13,8 @@ from typing import Any
 from service.client import Client, ServiceError
 
 BIN = Path(sys.executable).parent
+Start = Callable[[], tuple[subprocess.Popen[bytes], Client]]
+"""Starts a service as a process and returns it with a client."""
 
 
 def free_port() -> int:
@@ -73,10 +75,9 @@ def in_epoch(client: Client, job_id: str, number: int) -> bool:
     return bool(progress) and int(progress["phase"].split()[1]) >= number
 
 
-def ends(client: Client, job_id: str, status: str = "succeeded") -> dict[str, Any]:
-    wait_until(
-        lambda: client.job(job_id)["status"] in {"succeeded", "failed", "canceled"}, 120, f"job {job_id} to end"
-    )
+def ends(client: Client, job_id: str, status: str = "succeeded", seconds: float = 120) -> dict[str, Any]:
+    over = {"succeeded", "failed", "canceled"}
+    wait_until(lambda: client.job(job_id)["status"] in over, seconds, f"job {job_id} to end")
     job = client.job(job_id)
     assert job["status"] == status, job["reason"]
     return job

@@ -1,17 +1,15 @@
 """Services as processes, for the tests that kill them."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from processes import BIN, Processes, answers, free_port, wait_until
+from processes import BIN, Processes, Start, answers, free_port, wait_until
 
 from service.client import Client
 from service.settings import Settings
-
-Start = Callable[[], tuple[subprocess.Popen[bytes], Client]]
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from samples import EPOCH, JUDGED, PROGRESS, TRAINED
 from sqlalchemy import Engine, func, select
 from starlette.testclient import TestClient
 
-from dkl.catalog import resolve
 from service import jobs
 from service.app import create_app
 from service.db import Job, reading

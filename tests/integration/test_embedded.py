@@ -4,16 +4,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 
 import psutil
 import pytest
-from processes import BIN, ends, in_epoch, wait_until
+from processes import BIN, Start, ends, in_epoch, wait_until
 
-from service.client import Client
 from service.settings import Settings
 
-Start = Callable[[], tuple[subprocess.Popen[bytes], Client]]
 SHORT = {"epochs": 12, "awp.first_epoch": 3}
 QUICK_SUITE = [{"kind": "apgd-ce", "steps": 10}, {"kind": "square", "queries": 100}]
 

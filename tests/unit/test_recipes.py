@@ -47,7 +47,8 @@ def test_an_l2_eps_may_be_large() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "shown"), [(8 / 255, "8/255"), (0.5, "0.5"), (0.15, "0.15"), (0.031, "0.031"), (1 / 255, "1/255")]
+    ("pixels", "shown"),
+    [(8 / 255, "8/255"), (0.5, "0.5"), (0.15, "0.15"), (0.031, "0.031"), (1 / 255, "1/255"), (0.2, "0.2")],
 )
 def test_show_pixels(pixels: float, shown: str) -> None:
     assert show_pixels(pixels) == shown
