@@ -9,7 +9,13 @@ from processes import Start, ends
 
 from service.settings import Settings
 
-SMALL = {"model": {"kind": "preact-resnet", "width": 8}, "epochs": 2, "awp.first_epoch": 2}
+SMALL = {
+    "model": {"kind": "preact-resnet", "width": 16},
+    "epochs": 2,
+    "awp.first_epoch": 2,
+    "batch_size": 32,
+    "optimizer.lr": 0.05,
+}
 PACKED = Path(__file__).parent.parent / "data"
 OFFICIAL = os.environ.get("DKLBENCH_TEST_CIFAR", "")
 
