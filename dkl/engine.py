@@ -10,12 +10,11 @@ from typing import assert_never
 import torch
 
 from dkl.evaluate import evaluate
-from dkl.events import ChunkDone, Epoch, Finished, Progress, Started
+from dkl.events import Event, Started
 from dkl.recipes import Checkpoint, Evaluate, JobResult, Train
 from dkl.train import train
 from dkl.weights import CheckpointError, LoadedModel, load_checkpoint
 
-Event = Started | Progress | Epoch | ChunkDone | Finished
 Fetch = Callable[[JobResult | Checkpoint], Path]
 """Where the file of a checkpoint lies, after getting it there if need be."""
 

@@ -6,7 +6,7 @@ An event with a `key` is a fact of the run: a resumed run says it again and whoe
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Event(BaseModel):
@@ -144,9 +144,5 @@ class Finished(_Event):
         return "finished"
 
 
-Event = Annotated[Started | Progress | Epoch | ChunkDone | Finished, Field(discriminator="kind")]
-EVENT: TypeAdapter[Started | Progress | Epoch | ChunkDone | Finished] = TypeAdapter(Event)
+Event = Started | Progress | Epoch | ChunkDone | Finished
 Result = TrainResult | EvaluateResult
-RESULT: TypeAdapter[TrainResult | EvaluateResult] = TypeAdapter(
-    Annotated[TrainResult | EvaluateResult, Field(discriminator="kind")]
-)

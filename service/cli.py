@@ -3,14 +3,16 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
-from dkl.catalog import parse_overrides, resolve
-from dkl.recipes import Evaluate, fingerprint
+from dkl.catalog import RECIPES, parse_overrides
+from dkl.local import InterruptedRunError, prepare
 from service import terminal
 from service.client import Client, Event, ServiceError
 from service.demo import DemoError, tell_the_story
@@ -29,21 +31,24 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to it, such as epochs=2 threat.eps=4/255.", metavar="PATH=VALUE..."),
 ]
-Url = Annotated[str, typer.Option(envvar="DKLBENCH_URL", help="The service to talk to.")]
+Url = Annotated[str | None, typer.Option(help="The service to talk to; default: DKLBENCH_URL, or this machine's.")]
 JobId = Annotated[str, typer.Argument(help="A job's id, see `dklbench jobs`.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
-Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")]
-_HERE = "http://127.0.0.1:8000"
+Port = Annotated[int | None, typer.Option(help="Port to listen on.")]
 
 
 def main() -> None:
     """Entry point: every expected error is one sentence on stderr, and exit code 1."""
     from service.embedded import StartError
 
+    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         app()
-    except (ServiceError, StartError, DemoError, ValueError) as error:
-        terminal.Console(stderr=True).print(f"[red]error[/]: {error}", markup=True, highlight=False)
+    except InterruptedRunError as error:
+        stderr.print(escape(str(error)))
+        raise SystemExit(130) from None
+    except (ServiceError, StartError, DemoError, ValueError, OSError, FloatingPointError) as error:
+        stderr.print(f"[red]error:[/] {escape(str(error))}")
         raise SystemExit(1) from None
 
 
@@ -68,7 +73,11 @@ def demo(
     exit: Annotated[bool, typer.Option("--exit", help="Stop when the story is told.")] = False,
 ) -> None:
     """Train a natural and an adversarially trained model on digits, attack both, and show the ranking."""
+    from service.embedded import free_port
+
     chosen = _settings(host, port)
+    if port is None:
+        chosen = chosen.model_copy(update={"port": free_port(chosen)})
     with _served(chosen):
         url = _url(chosen)
         console.print(f"Two small models learn handwritten digits, one of them adversarially; watch at {url}/jobs")
@@ -121,25 +130,29 @@ def _served(chosen: Settings) -> Iterator[None]:
 # --- its clients ------------------------------------------------------------------------------------------
 
 
+def _client(url: str | None) -> Client:
+    return Client(url or settings().url)
+
+
 @app.command()
 def submit(
     recipe: Recipe,
     overrides: Overrides = None,
-    url: Url = _HERE,
+    url: Url = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and draw its progress.")] = False,
 ) -> None:
     """Queue a job. An evaluation needs its model: model.job=ID of a training job."""
-    with Client(url) as client:
+    with _client(url) as client:
         job = client.submit(recipe, parse_overrides(overrides or []))
-        console.print(f"job [bold]{job['id']}[/] is queued: {url}/jobs/{job['id']}")
+        console.print(f"job [bold]{job['id']}[/] is queued: {client.url}/jobs/{job['id']}")
         if watch:
             _watch(client, job)
 
 
 @app.command(name="watch")
-def watch_job(job_id: JobId, url: Url = _HERE) -> None:
+def watch_job(job_id: JobId, url: Url = None) -> None:
     """Draw a job's progress until it ends."""
-    with Client(url) as client:
+    with _client(url) as client:
         _watch(client, client.job(job_id))
 
 
@@ -151,16 +164,16 @@ def _watch(client: Client, job: dict[str, Any]) -> None:
 
 
 @app.command()
-def cancel(job_id: JobId, url: Url = _HERE) -> None:
+def cancel(job_id: JobId, url: Url = None) -> None:
     """End a job."""
-    with Client(url) as client:
+    with _client(url) as client:
         console.print(f"job {job_id} is {client.cancel(job_id)['status']}")
 
 
 @app.command()
-def jobs(url: Url = _HERE) -> None:
+def jobs(url: Url = None) -> None:
     """List the newest jobs."""
-    with Client(url) as client:
+    with _client(url) as client:
         console.print(terminal.jobs_table(client.jobs()))
 
 
@@ -168,11 +181,11 @@ def jobs(url: Url = _HERE) -> None:
 def leaderboard(
     dataset: Annotated[str | None, typer.Option(help="digits, cifar10, ...")] = None,
     norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1.")] = None,
-    url: Url = _HERE,
+    url: Url = None,
 ) -> None:
     """Show the ranking."""
     query = {name: value for name, value in {"dataset": dataset, "norm": norm}.items() if value}
-    with Client(url) as client:
+    with _client(url) as client:
         console.print(terminal.leaderboard_table(client.leaderboard(**query)))
 
 
@@ -182,8 +195,6 @@ def leaderboard(
 @app.command()
 def recipes() -> None:
     """List the named recipes."""
-    from dkl.catalog import RECIPES
-
     console.print(
         terminal.recipes_table(
             [
@@ -203,23 +214,8 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Run a recipe here and now, without the service. Run it again to go on where it was interrupted."""
-    from dkl import engine
-    from dkl.weights import load_checkpoint
-
-    changes = parse_overrides(overrides or [])
-    if checkpoint is not None:
-        changes["model.checkpoint"] = load_checkpoint(checkpoint).sha256
-    chosen = resolve(recipe, changes)
-    if isinstance(chosen, Evaluate) and checkpoint is None:
-        raise ValueError("say which model to judge: --checkpoint FILE.safetensors")
-    place = workdir or Path("runs") / f"{recipe}-{fingerprint(chosen)[:8]}"
-    events = engine.run(
-        chosen,
-        place,
-        device=engine.pick_device(device),
-        data_dir=settings().datasets_dir,
-        fetch=lambda _: checkpoint or Path(),
-    )
-    with terminal.Bars() as bars, closing(events):
+    local = prepare(recipe, overrides or [], checkpoint=checkpoint, workdir=workdir)
+    events = local.events(device=device, data_dir=settings().datasets_dir)
+    with terminal.Bars() as bars:
         bars.follow(bars.add(recipe), (Event(e.kind, e.model_dump(mode="json")) for e in events))
-    console.print(f"everything it left is in {place}")
+    console.print(f"everything it left is in {local.workdir}")

@@ -24,6 +24,7 @@ class Client:
     """Talks to one service: `with Client("http://127.0.0.1:8000") as client: ...`. Thread-safe."""
 
     def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
         self._http = httpx2.Client(base_url=url, timeout=30)
 
     def __enter__(self) -> Self:
@@ -82,7 +83,7 @@ class Client:
             response = self._http.request(method, path, **options)
         except httpx2.TransportError as error:
             raise ServiceError(
-                f"no service answers at {self._http.base_url} ({error}); start one with: dklbench up"
+                f"no service answers at {self.url} ({error}); start one with: dklbench up"
             ) from error
         if response.is_error:
             raise ServiceError(_sentence(response))

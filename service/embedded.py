@@ -78,14 +78,27 @@ def embedded(settings: Settings) -> Iterator[Server]:
 
 
 def _check_port(settings: Settings) -> None:
+    try:
+        _bind(settings.host, settings.port)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose another --port"
+        ) from None
+
+
+def free_port(settings: Settings) -> int:
+    """The port of the settings, or any other where that one is taken."""
+    try:
+        return _bind(settings.host, settings.port)
+    except OSError:
+        return _bind(settings.host, 0)
+
+
+def _bind(host: str, port: int) -> int:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise StartError(
-                f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose another --port"
-            ) from None
+        probe.bind((host, port))
+        return int(probe.getsockname()[1])
 
 
 def _gpus(settings: Settings) -> list[str]:

@@ -20,6 +20,8 @@ class Settings(BaseSettings):
     """A SQLAlchemy URL such as postgresql://user:password@host/name; empty: a SQLite file in data_dir."""
     broker_url: str = ""
     """redis://host:6379/0 for Celery workers; empty: embedded workers poll the ledger."""
+    url: str = "http://127.0.0.1:8000"
+    """The service that the command line talks to."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     device: str = "auto"

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -54,7 +55,7 @@ class Bars:
             case "status" | "end":
                 status = data["status"]
                 if status in {"failed", "canceled", "cancelling"}:
-                    self._progress.update(bar, state=f"[red]{status}: {data['reason']}")
+                    self._progress.update(bar, state=f"[red]{status}: {escape(data['reason'] or '')}")
             case "started":
                 self._progress.start_task(bar)
                 self._progress.update(bar, state=f"on {data['device']}")
@@ -99,7 +100,7 @@ def leaderboard_table(found: dict[str, Any]) -> Table:
         images = f", {row['images']} images" if row["images"] else ""
         table.add_row(
             str(row["rank"]),
-            f"{row['name']} [dim]{row['architecture']}",
+            f"{escape(row['name'])} [dim]{row['architecture']}",
             f"{row['clean_accuracy']:.2%}",
             f"[bold]{row['robust_accuracy']:.2%}",
             f"{interval[0]:.0%}..{interval[1]:.0%}" if interval else "",
@@ -114,9 +115,9 @@ def jobs_table(jobs: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name)
     for job in jobs:
         progress, result = job["progress"], job["result"]
-        done = f"{progress['done'] / progress['total']:.0%} {progress['phase']}" if progress else ""
-        outcome = _result(result) if result else job["reason"] or ""
-        table.add_row(job["id"], job["name"] or job["kind"], job["status"], "" if result else done, outcome)
+        done = f"{progress['done'] / progress['total']:.0%} {progress['phase']}" if progress and not result else ""
+        outcome = _result(result) if result else escape(job["reason"] or "")
+        table.add_row(job["id"], escape(job["name"] or job["kind"]), job["status"], done, outcome)
     return table
 
 

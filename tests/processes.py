@@ -52,13 +52,16 @@ class Processes:
         self._started.append(process)
         return process
 
-    def end(self) -> str:
+    def end(self) -> None:
         for process in self._started:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
             process.wait()
+
+    def output(self) -> str:
+        """What all of them have printed."""
         return "\n".join(log.read_text(errors="replace") for log in sorted(self._log_dir.glob("*.log")))
 
 

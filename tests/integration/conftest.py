@@ -18,7 +18,8 @@ def processes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Proces
     log_dir.mkdir()
     running = Processes(log_dir)
     yield running
-    print(running.end())  # pytest shows it where the test failed
+    running.end()
+    print(running.output())  # pytest shows it where the test failed
 
 
 @pytest.fixture

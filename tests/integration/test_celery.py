@@ -15,7 +15,7 @@ from service.db import connect, migrate
 from service.queue import CeleryQueue
 from service.settings import Settings
 
-SHORT = {"epochs": 12, "awp.first_epoch": 3}
+SHORT = {"epochs": 8, "awp.first_epoch": 3}
 QUICK_SUITE = [{"kind": "apgd-ce", "steps": 10}, {"kind": "square", "queries": 100}]
 Worker = subprocess.Popen[bytes]
 REDIS = os.environ.get("DKLBENCH_TEST_REDIS", "redis://127.0.0.1:6379/15")

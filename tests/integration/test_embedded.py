@@ -11,7 +11,7 @@ from processes import BIN, Start, ends, in_epoch, wait_until
 
 from service.settings import Settings
 
-SHORT = {"epochs": 12, "awp.first_epoch": 3}
+SHORT = {"epochs": 8, "awp.first_epoch": 3}
 QUICK_SUITE = [{"kind": "apgd-ce", "steps": 10}, {"kind": "square", "queries": 100}]
 
 

@@ -1,0 +1,105 @@
+"""The `dklbench` command as a user types it."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from processes import BIN, Processes, Start, ends, wait_until
+
+from service.settings import Settings
+
+SMALL = ["natural-digits", "epochs=1", "model.width=2"]
+
+
+def dklbench(*words: str, settings: Settings, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **settings.as_environment()}
+    command = [str(BIN / "dklbench"), *words]
+    return subprocess.run(
+        command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=200
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "ikl-at-digit"], "did you mean ikl-at-digits"),
+        (["run", "natural-digits", "epochs"], "write PATH=VALUE"),
+        (["run", "natural-digits", "epochs=ten"], "epochs: must be a whole number, found 'ten'"),
+        (["run", "natural-digits", "--device", "tpu"], "unknown device 'tpu'"),
+        (["run", "natural-digits", "dataset=npz:mine"], "put it there"),
+        (["run", "autoattack-digits-linf"], "say which with --checkpoint FILE"),
+        (["submit", "natural-digits", "--url", "http://127.0.0.1:9"], "start one with: dklbench up"),
+        (["up", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
+    ],
+)
+def test_mistakes_get_one_sentence(words: list[str], sentence: str, settings: Settings, tmp_path: Path) -> None:
+    answer = dklbench(*words, settings=settings, cwd=tmp_path)
+    assert answer.returncode == 1
+    assert sentence in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_help_and_recipes(settings: Settings) -> None:
+    assert "Adversarial robustness benchmarking" in dklbench("--help", settings=settings).stdout
+    assert "ikl-at-cifar100-wrn-34-10" in dklbench("recipes", settings=settings).stdout
+
+
+def test_run_trains_and_judges_without_a_service(settings: Settings, tmp_path: Path) -> None:
+    trained = dklbench("run", *SMALL, settings=settings, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "trained" in trained.stdout
+    [model] = tmp_path.glob("runs/*/model.safetensors")
+    judged = dklbench(
+        "run", "autoattack-digits-linf", "images=8", 'suite=[{"kind": "apgd-ce", "steps": 5}]',
+        "--checkpoint", str(model), settings=settings, cwd=tmp_path,
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stderr
+    assert "robust" in judged.stdout
+
+
+def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(
+    processes: Processes, settings: Settings, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "work"
+    words = ["run", "natural-digits", "epochs=100000", "--workdir", str(workdir)]
+    running = processes.start(str(BIN / "dklbench"), *words, environment=settings.as_environment())
+    wait_until((workdir / "last.pt").exists, what="the first epoch")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=30) == 130
+    assert "the same command goes on" in processes.output()
+
+
+def test_submit_watch_list_cancel(start_embedded: Start, settings: Settings) -> None:
+    _, client = start_embedded()
+    here = ["--url", client.url]
+    watched = dklbench("submit", *SMALL, "--watch", *here, settings=settings)
+    assert watched.returncode == 0, watched.stderr
+    [job_id] = re.findall(r"job ([0-9a-f]{12}) is queued", watched.stdout)
+    assert "trained" in watched.stdout
+    assert "trained" in dklbench("watch", job_id, *here, settings=settings).stdout
+    assert job_id in dklbench("jobs", *here, settings=settings).stdout
+    endless = client.submit("natural-digits", {"epochs": 100_000})["id"]
+    assert "cancel" in dklbench("cancel", endless, *here, settings=settings).stdout
+    ends(client, endless, "canceled")
+    late = dklbench("cancel", job_id, *here, settings=settings)
+    assert (late.returncode, "already succeeded" in late.stderr) == (1, True)
+    assert "CIFAR-10" in dklbench("leaderboard", "--dataset", "cifar10", *here, settings=settings).stdout
+
+
+def test_the_demo_tells_the_true_story_and_a_second_start_finds_it(settings: Settings) -> None:
+    first = dklbench("demo", "--exit", settings=settings)
+    assert first.returncode == 0, first.stderr
+    ranked = re.findall(r"(\d) +(ikl-at|natural)-digits CNN-32 +([\d.]+)% +([\d.]+)%", first.stdout)
+    assert [(rank, name) for rank, name, _, _ in ranked] == [("1", "ikl-at"), ("2", "natural")]
+    robust = {name: float(value) for _, name, _, value in ranked}
+    clean = {name: float(value) for _, name, value, _ in ranked}
+    assert robust["natural"] < 20
+    assert robust["ikl-at"] > 45
+    assert min(clean.values()) > 90
+    second = dklbench("demo", "--exit", settings=settings)
+    assert re.findall(r"([\d.]+)%", second.stdout.split("Handwritten")[1]) == re.findall(
+        r"([\d.]+)%", first.stdout.split("Handwritten")[1]
+    )
