@@ -376,6 +376,15 @@ class Protocol(Document):
     """Images attacked together: the unit of work, of resuming and of memory."""
     seed: Seed = 0
 
+    @model_validator(mode="after")
+    def _large_eps_is_for_l1(self) -> Self:
+        for attack in self.attacks():
+            if isinstance(attack, APGD | TargetedAPGD) and attack.large_eps and self.threat.norm != "L1":
+                raise ValueError(
+                    f"large_eps is made for L1, found {self.threat.norm}; leave it out of {attack.kind}"
+                )
+        return self
+
     def attacks(self) -> Suite:
         """The attacks to run, in order."""
         return AUTOATTACK[self.suite][self.threat.norm] if isinstance(self.suite, str) else self.suite

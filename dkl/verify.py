@@ -3,6 +3,8 @@
 Legend: B batch, K classes, C channels, H, W pixels.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -48,9 +50,26 @@ def verify(model: nn.Module, x_BCHW: Tensor, x_adv_BCHW: Tensor, y_B: Tensor, th
 @torch.no_grad()
 def classify(model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
     """Whether the argmax is the label, and whether all logits are finite; two bool tensors of shape (B,)."""
-    with torch.autocast(x_BCHW.device.type, enabled=False):
+    with torch.autocast(x_BCHW.device.type, enabled=False), _ieee_float32():
         logits_BK: Tensor = model(x_BCHW)
     return logits_BK.argmax(dim=1) == y_B, logits_BK.isfinite().all(dim=1)
+
+
+@contextmanager
+def _ieee_float32() -> Iterator[None]:
+    """Inside, convolutions and products keep all of float32, where a GPU by default rounds them to TF32."""
+    cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=cudnn.benchmark,
+            deterministic=cudnn.deterministic,
+            allow_tf32=False,
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
 
 
 @torch.no_grad()

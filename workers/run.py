@@ -98,16 +98,15 @@ def _follow(
 
     device = engine.pick_device(settings.device)
     events = engine.run(claim.recipe, workdir, device=device, data_dir=settings.datasets_dir, fetch=fetch)
-    told = 0.0
+    quiet_until = 0.0
     with closing(events):
         for event in events:
             if isinstance(event, Finished):
                 return event
-            if isinstance(event, Progress) and time.monotonic() - told < _PROGRESS_SECONDS:
-                go_on = True
-            else:
-                told = time.monotonic()
-                go_on = _patiently(partial(jobs.append, db, claim, event))
+            skip = isinstance(event, Progress) and time.monotonic() < quiet_until
+            if isinstance(event, Progress) and not skip:
+                quiet_until = time.monotonic() + _PROGRESS_SECONDS
+            go_on = skip or _patiently(partial(jobs.append, db, claim, event))
             if stop() or not go_on:
                 return None
     raise AssertionError("the engine ended without Finished")

@@ -174,8 +174,6 @@ def require_possible(suite: Suite, threat: ThreatModel, *, classes: int, height:
                 f"{attack.kind} is not possible with {classes} classes: the targeted DLR loss needs at least 4; "
                 "use a suite of apgd-ce, fab and square"
             )
-        if isinstance(attack, APGD | TargetedAPGD) and attack.large_eps and threat.norm != "L1":
-            raise ValueError(f"large_eps is made for L1, found {threat.norm}; leave it out of {attack.kind}")
         if isinstance(attack, Square) and threat.norm != "Linf" and min(height, width) < 5:
             raise ValueError(
                 f"square under {threat.norm} needs images of at least 5 x 5 pixels, found {height} x {width}; "

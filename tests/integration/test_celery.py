@@ -16,6 +16,7 @@ from service.queue import CeleryQueue
 from service.settings import Settings
 
 SHORT = {"epochs": 8, "awp.first_epoch": 3}
+LONGER = {"epochs": 24, "awp.first_epoch": 3, "images": 512}  # time to be killed in
 QUICK_SUITE = [{"kind": "apgd-ce", "steps": 10}, {"kind": "square", "queries": 100}]
 Worker = subprocess.Popen[bytes]
 REDIS = os.environ.get("DKLBENCH_TEST_REDIS", "redis://127.0.0.1:6379/15")
@@ -79,9 +80,9 @@ def test_train_and_evaluate(client: Client, start_worker: Callable[[], Worker]) 
 
 def test_kill_9_of_the_worker_in_mid_training(client: Client, start_worker: Callable[[], Worker]) -> None:
     worker = start_worker()
-    undisturbed = client.submit("ikl-at-digits", SHORT)["id"]
+    undisturbed = client.submit("ikl-at-digits", LONGER)["id"]
     expected = ends(client, undisturbed)["result"]["checkpoint_sha256"]
-    disturbed = client.submit("ikl-at-digits", SHORT)["id"]
+    disturbed = client.submit("ikl-at-digits", LONGER)["id"]
     wait_until(lambda: in_epoch(client, disturbed, 5), what="epoch 5")
     os.killpg(worker.pid, signal.SIGKILL)  # the worker and the child that trains
     worker.wait()
@@ -90,12 +91,12 @@ def test_kill_9_of_the_worker_in_mid_training(client: Client, start_worker: Call
     assert job["attempt"] == 2
     assert job["result"]["checkpoint_sha256"] == expected
     epochs = [event.data["epoch"] for event in client.watch(disturbed) if event.kind == "epoch"]
-    assert epochs == list(range(1, SHORT["epochs"] + 1))
+    assert epochs == list(range(1, LONGER["epochs"] + 1))
 
 
 def test_a_stopped_container_gives_its_job_back(client: Client, start_worker: Callable[[], Worker]) -> None:
     worker = start_worker()
-    job_id = client.submit("ikl-at-digits", {"epochs": 40})["id"]
+    job_id = client.submit("ikl-at-digits", LONGER)["id"]
     wait_until(lambda: in_epoch(client, job_id, 2), what="epoch 2")
     worker.terminate()
     worker.wait(timeout=60)
@@ -112,12 +113,12 @@ def test_a_message_delivered_many_times_runs_once(
 ) -> None:
     job_id = client.submit("natural-digits", {"epochs": 2})["id"]
     queue = CeleryQueue(deployed.broker_url)
-    for _ in range(5):
+    for _ in range(3):
         queue.send(job_id)
     queue.close()
     start_worker()
     assert ends(client, job_id)["attempt"] == 1
-    after = client.submit("natural-digits", {"epochs": 1})["id"]  # behind the five in the queue
+    after = client.submit("natural-digits", {"epochs": 1})["id"]  # behind the others in the queue
     ends(client, after)
     assert client.job(job_id)["attempt"] == 1
 

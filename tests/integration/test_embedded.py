@@ -12,6 +12,7 @@ from processes import BIN, Start, ends, in_epoch, wait_until
 from service.settings import Settings
 
 SHORT = {"epochs": 8, "awp.first_epoch": 3}
+LONGER = {"epochs": 24, "awp.first_epoch": 3, "images": 512}  # time to be killed in
 QUICK_SUITE = [{"kind": "apgd-ce", "steps": 10}, {"kind": "square", "queries": 100}]
 
 
@@ -52,23 +53,23 @@ def test_train_evaluate_rank_restart(start_embedded: Start) -> None:
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_dies_in_mid_training_and_the_weights_are_the_same(start_embedded: Start, sign: int) -> None:
     process, client = start_embedded()
-    undisturbed = client.submit("ikl-at-digits", SHORT)["id"]
+    undisturbed = client.submit("ikl-at-digits", LONGER)["id"]
     expected = ends(client, undisturbed)["result"]["checkpoint_sha256"]
-    disturbed = client.submit("ikl-at-digits", SHORT)["id"]
+    disturbed = client.submit("ikl-at-digits", LONGER)["id"]
     wait_until(lambda: in_epoch(client, disturbed, 5), what="epoch 5")
     worker_of(process).send_signal(sign)
     job = ends(client, disturbed)
     assert job["attempt"] == 2
     assert job["result"]["checkpoint_sha256"] == expected
     events = list(client.watch(disturbed))
-    assert [e.data["epoch"] for e in events if e.kind == "epoch"] == list(range(1, SHORT["epochs"] + 1))
+    assert [e.data["epoch"] for e in events if e.kind == "epoch"] == list(range(1, LONGER["epochs"] + 1))
     reasons = [e.data["reason"] for e in events if e.kind == "status" and e.data["status"] == "queued"]
     assert "shut down" in reasons[1] if sign == signal.SIGTERM else "went silent" in reasons[1]
 
 
 def test_a_killed_service_goes_on_where_it_was(start_embedded: Start) -> None:
     process, client = start_embedded()
-    job_id = client.submit("ikl-at-digits", SHORT)["id"]
+    job_id = client.submit("ikl-at-digits", LONGER)["id"]
     wait_until(lambda: in_epoch(client, job_id, 3), what="epoch 3")
     worker = worker_of(process)
     process.kill()

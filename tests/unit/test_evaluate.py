@@ -349,11 +349,6 @@ def tiny(tmp_path):
         ({}, {"channels": 3}, "images of npz:tiny have 1 channels, the checkpoint, trained on npz:tiny, takes 3"),
         ({}, {"classes": 2}, r"npz:tiny has \d+ classes, the checkpoint, trained on npz:tiny, tells 2 apart"),
         ({"dataset": "digits"}, {"classes": 100}, "digits has 10 classes, the checkpoint, .*, tells 100 apart"),
-        (
-            {"suite": [{"kind": "apgd-ce", "large_eps": True}]},
-            {},
-            "large_eps is made for L1, found Linf",
-        ),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_starts(recipe, about, sentence, tiny, tmp_path):

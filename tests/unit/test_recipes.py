@@ -127,6 +127,13 @@ def test_overrides_as_words() -> None:
         parse_overrides(["epochs"])
 
 
+def test_large_eps_is_for_l1() -> None:
+    suite = [{"kind": "apgd-ce", "large_eps": True}]
+    with pytest.raises(InvalidRecipeError, match="large_eps is made for L1, found Linf; leave it out of apgd-ce"):
+        resolve("autoattack-digits-linf", {"model.job": "0" * 12, "suite": suite})
+    resolve("autoattack-digits-linf", {"model.job": "0" * 12, "suite": suite, "threat.norm": "L1"})
+
+
 def test_every_fault_is_named_at_once() -> None:
     with pytest.raises(InvalidRecipeError) as caught:
         resolve("ikl-at-digits", {"epochs": 0, "threat.eps": -1, "optimizer.lr": "fast"})

@@ -127,3 +127,18 @@ def test_the_model_is_asked_in_float32_whatever_surrounds_it():
     near = moved(x, 0.010002)  # bfloat16 would put it on the border
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert verify(two_classes(), x, near, y, THREATS[0]).broken.all()
+
+
+def test_tf32_is_off_while_the_model_is_asked_and_as_it_was_afterwards():
+    cudnn, seen = torch.backends.cudnn, []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x):
+            seen.append((cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.enabled))
+            return torch.zeros(len(x), 2)
+
+    before = (cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.enabled, cudnn.benchmark)
+    x, y = just_below()
+    verify(Spy(), x, x, y, THREATS[0])
+    assert seen == [(False, "highest", before[2])]
+    assert (cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.enabled, cudnn.benchmark) == before
