@@ -8,7 +8,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from dkl.catalog import RECIPES, Named, named, resolve
-from dkl.recipes import Checkpoint, Evaluate, Norm, Protocol, Recipe, Train
+from dkl.recipes import Checkpoint, Evaluate, Protocol, Recipe, Train
 from service import jobs, leaderboard
 from service.db import Job
 from service.problems import Problem
@@ -164,12 +164,7 @@ def get_recipe(name: str) -> RecipeView:
 
 @router.get("/leaderboard")
 def get_leaderboard(
-    request: Request,
-    dataset: str | None = None,
-    norm: Norm | None = None,
-    eps: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
-    sort: leaderboard.Sort = "-robust_accuracy",
-    search: Annotated[str, Query(max_length=100)] = "",
+    request: Request, question: Annotated[leaderboard.Question, Query()]
 ) -> leaderboard.Leaderboard:
-    """The ranking of one board; of the busiest that matches, where the query does not name one."""
-    return leaderboard.find(state_of(request).db, dataset=dataset, norm=norm, eps=eps, sort=sort, search=search)
+    """The ranking of one board; of the busiest that fits, where the query does not name one."""
+    return leaderboard.find(state_of(request).db, question)

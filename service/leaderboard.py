@@ -1,9 +1,9 @@
 """The ranking: succeeded evaluations of this service and published results, one row type, nothing kept beside."""
 
 from collections import Counter
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import aliased
 
@@ -13,7 +13,6 @@ from dkl.recipes import Norm, Train, show_model, show_pixels
 from service.db import Job, reading
 
 Sort = Literal["robust_accuracy", "-robust_accuracy", "clean_accuracy", "-clean_accuracy", "name", "-name"]
-"""A column to sort by; with a minus in front from high to low."""
 
 
 class Board(BaseModel):
@@ -62,6 +61,20 @@ class Row(BaseModel):
     finished_at: float | None
 
 
+class Question(BaseModel):
+    """What a reader may ask for, as query parameters."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    dataset: str | None = None
+    norm: Norm | None = None
+    eps: Annotated[float, Field(gt=0)] | None = None
+    sort: Sort = "-robust_accuracy"
+    """A column; with a minus in front from high to low."""
+    search: Annotated[str, Field(max_length=100)] = ""
+    """Looked for in names, architectures and suites."""
+
+
 class Leaderboard(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -72,24 +85,16 @@ class Leaderboard(BaseModel):
     rows: list[Row]
 
 
-def find(
-    db: Engine,
-    *,
-    dataset: str | None = None,
-    norm: Norm | None = None,
-    eps: float | None = None,
-    sort: Sort = "-robust_accuracy",
-    search: str = "",
-) -> Leaderboard:
-    """The busiest board that matches, with its rows; `search` is looked for in names, architectures, suites."""
+def find(db: Engine, question: Question) -> Leaderboard:
+    """The busiest board that fits the question, with its rows."""
     boards = _boards(db)
     for board in boards:
         if (
-            dataset in {None, board.dataset}
-            and norm in {None, board.norm}
-            and (eps is None or abs(eps - board.eps) < 1e-9)
+            question.dataset in {None, board.dataset}
+            and question.norm in {None, board.norm}
+            and (question.eps is None or abs(question.eps - board.eps) < 1e-9)
         ):
-            return Leaderboard(boards=boards, board=board, rows=_rows(db, board, sort, search))
+            return Leaderboard(boards=boards, board=board, rows=_rows(db, board, question.sort, question.search))
     return Leaderboard(boards=boards, board=None, rows=[])
 
 

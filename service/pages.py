@@ -17,7 +17,7 @@ from fastapi.templating import Jinja2Templates
 
 from dkl.catalog import RECIPES, Named
 from dkl.datasets import DATASETS, show_name
-from dkl.recipes import Norm, Protocol, show_pixels
+from dkl.recipes import Protocol, Train, show_model, show_pixels
 from service import jobs, leaderboard
 from service.db import Job, JobEvent
 from service.leaderboard import Board, Row
@@ -33,16 +33,14 @@ _templates.env.trim_blocks = _templates.env.lstrip_blocks = True
 
 
 @router.get("/")
-def leaderboard_page(
-    request: Request,
-    dataset: str | None = None,
-    norm: Norm | None = None,
-    eps: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
-    sort: leaderboard.Sort = "-robust_accuracy",
-    search: Annotated[str, Query(max_length=100)] = "",
-) -> Response:
-    found = leaderboard.find(state_of(request).db, dataset=dataset, norm=norm, eps=eps, sort=sort, search=search)
-    context = {"found": found, "sort": sort, "search": search, "scatter": _scatter(found.rows)}
+def leaderboard_page(request: Request, question: Annotated[leaderboard.Question, Query()]) -> Response:
+    found = leaderboard.find(state_of(request).db, question)
+    context = {
+        "found": found,
+        "sort": question.sort,
+        "search": question.search,
+        "scatter": _scatter(found.rows),
+    }
     return _templates.TemplateResponse(request, "leaderboard.html", context)
 
 
@@ -251,6 +249,10 @@ def _title(job: Job) -> str:
     return job.name or f"{job.kind} on {show_name(job.dataset)}"
 
 
+def _architecture(job: Job) -> str:
+    return show_model(Train.model_validate(job.recipe).model)
+
+
 def _board_url(board: Board, **more: str) -> str:
     return "/?" + urlencode({"dataset": board.dataset, "norm": board.norm, "eps": repr(board.eps), **more})
 
@@ -290,6 +292,7 @@ _templates.env.filters.update(
     ago=_ago,
     when=_when,
     title_of=_title,
+    architecture=_architecture,
     fields=_fields,
 )
 _templates.env.globals.update(asset=_asset, board_url=_board_url)
