@@ -23,7 +23,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60, what: str = "") -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 120, what: str = "") -> None:
     """Poll until the condition holds; the generous limit is only there to end a broken test."""
     end = time.monotonic() + seconds
     while not condition():

@@ -72,18 +72,15 @@ def _run_claimed(claim: jobs.Claim, settings: Settings, db: Engine, stop: Callab
         raise
     except (ValueError, ArithmeticError) as error:  # what the library explains itself
         _log.warning("job %s failed: %s", claim.job_id, error)
-        _patiently(partial(jobs.fail, db, claim, str(error)))
-        return
+        end = partial(jobs.fail, db, claim, str(error))
     except Exception as error:
         _log.exception("job %s failed", claim.job_id)
-        reason = f"{type(error).__name__}: {error}; the worker's log has the traceback"
-        _patiently(partial(jobs.fail, db, claim, reason))
-        return
-    if finished is None:
-        _patiently(partial(jobs.stopped, db, claim))
-        return
-    _patiently(partial(jobs.finish, db, claim, finished))
-    shutil.rmtree(workdir, ignore_errors=True)  # all that counts is in the ledger and the artifacts now
+        end = partial(jobs.fail, db, claim, f"{type(error).__name__}: {error}; the worker's log has the traceback")
+    else:
+        end = partial(jobs.finish, db, claim, finished) if finished else partial(jobs.stopped, db, claim)
+    _patiently(end)
+    if _patiently(partial(jobs.get, db, claim.job_id)).status in jobs.TERMINAL:
+        shutil.rmtree(workdir, ignore_errors=True)  # all that counts is in the ledger and the artifacts now
 
 
 def _follow(

@@ -83,7 +83,7 @@ def test_kill_9_of_the_worker_in_mid_training(client: Client, start_worker: Call
     undisturbed = client.submit("ikl-at-digits", LONGER)["id"]
     expected = ends(client, undisturbed)["result"]["checkpoint_sha256"]
     disturbed = client.submit("ikl-at-digits", LONGER)["id"]
-    wait_until(lambda: in_epoch(client, disturbed, 5), what="epoch 5")
+    wait_until(lambda: in_epoch(client, disturbed, 2), what="epoch 2")
     os.killpg(worker.pid, signal.SIGKILL)  # the worker and the child that trains
     worker.wait()
     start_worker()
@@ -96,7 +96,7 @@ def test_kill_9_of_the_worker_in_mid_training(client: Client, start_worker: Call
 
 def test_a_stopped_container_gives_its_job_back(client: Client, start_worker: Callable[[], Worker]) -> None:
     worker = start_worker()
-    job_id = client.submit("ikl-at-digits", LONGER)["id"]
+    job_id = client.submit("ikl-at-digits", {"epochs": 100_000})["id"]
     wait_until(lambda: in_epoch(client, job_id, 2), what="epoch 2")
     worker.terminate()
     worker.wait(timeout=60)

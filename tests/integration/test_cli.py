@@ -18,7 +18,7 @@ def dklbench(*words: str, settings: Settings, cwd: Path | None = None) -> subpro
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **settings.as_environment()}
     command = [str(BIN / "dklbench"), *words]
     return subprocess.run(
-        command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=200
+        command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=280
     )
 
 

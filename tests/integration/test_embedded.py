@@ -56,7 +56,7 @@ def test_a_worker_dies_in_mid_training_and_the_weights_are_the_same(start_embedd
     undisturbed = client.submit("ikl-at-digits", LONGER)["id"]
     expected = ends(client, undisturbed)["result"]["checkpoint_sha256"]
     disturbed = client.submit("ikl-at-digits", LONGER)["id"]
-    wait_until(lambda: in_epoch(client, disturbed, 5), what="epoch 5")
+    wait_until(lambda: in_epoch(client, disturbed, 2), what="epoch 2")
     worker_of(process).send_signal(sign)
     job = ends(client, disturbed)
     assert job["attempt"] == 2
@@ -70,7 +70,7 @@ def test_a_worker_dies_in_mid_training_and_the_weights_are_the_same(start_embedd
 def test_a_killed_service_goes_on_where_it_was(start_embedded: Start) -> None:
     process, client = start_embedded()
     job_id = client.submit("ikl-at-digits", LONGER)["id"]
-    wait_until(lambda: in_epoch(client, job_id, 3), what="epoch 3")
+    wait_until(lambda: in_epoch(client, job_id, 2), what="epoch 2")
     worker = worker_of(process)
     process.kill()
     process.wait()
@@ -81,7 +81,7 @@ def test_a_killed_service_goes_on_where_it_was(start_embedded: Start) -> None:
 
 
 @pytest.mark.parametrize("what", ["training", "attack"])
-def test_cancel_ends_within_seconds(start_embedded: Start, what: str) -> None:
+def test_cancel_ends_within_seconds(start_embedded: Start, settings: Settings, what: str) -> None:
     _, client = start_embedded()
     if what == "training":
         job_id = client.submit("ikl-at-digits", {"epochs": 100_000})["id"]
@@ -96,6 +96,7 @@ def test_cancel_ends_within_seconds(start_embedded: Start, what: str) -> None:
     assert time.monotonic() - asked < 15
     assert job["reason"] == "canceled while it ran"
     assert job["result"] is None
+    wait_until(lambda: not settings.workdir(job_id).exists(), what="its work to be cleared away")
     after = client.submit("natural-digits", {"epochs": 1})["id"]
     ends(client, after)
 
