@@ -24,12 +24,16 @@ def tell_the_story(client: Client) -> None:
         f"AutoAttack on {name}": _job(client, "autoattack-digits-linf", {"model.job": job_id})
         for name, job_id in trained.items()
     }
-    with Bars() as bars, ThreadPoolExecutor(max_workers=4) as pool:
-        following = {
-            title: pool.submit(bars.follow, bars.add(title), client.watch(job_id))
-            for title, job_id in (trained | judged).items()
-        }
-        statuses = {title: future.result() for title, future in following.items()}
+    pool = ThreadPoolExecutor(max_workers=4)
+    try:
+        with Bars() as bars:
+            following = {
+                title: pool.submit(bars.follow, bars.add(title), client.watch(job_id))
+                for title, job_id in (trained | judged).items()
+            }
+            statuses = {title: future.result() for title, future in following.items()}
+    finally:
+        pool.shutdown(wait=False)  # after Ctrl-C the streams end with the service, not with their jobs
     console.print(leaderboard_table(client.leaderboard(dataset="digits")))
     if lost := [title for title, status in statuses.items() if status != "succeeded"]:
         raise DemoError(f"{', '.join(lost)} did not succeed; see `dklbench jobs`")
