@@ -7,7 +7,7 @@ generators, warning filters) can therefore be lent to the computation for its tu
 
 import threading
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from queue import SimpleQueue
 from time import monotonic
 
@@ -63,10 +63,9 @@ class _Computation(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._wait_for_turn()
-            self._compute(self._pause)
-        except Stopped:
-            pass
+            with suppress(Stopped):  # nobody waits for what it would have computed
+                self._wait_for_turn()
+                self._compute(self._pause)
         except BaseException as error:  # raised again where the caller waits
             self._error = error
         finally:
