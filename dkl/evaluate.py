@@ -4,7 +4,6 @@ The test images are taken in chunks. A chunk's verdicts depend on the recipe, th
 alone: chunks can be done in any order, anywhere, again. Each is kept in the work directory once it is done.
 """
 
-import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from dkl.events import ChunkDone, Finished, Progress, Stage
 from dkl.recipes import Attack, Evaluate, fingerprint, show_model
 from dkl.summary import say_once, summarise
 from dkl.verify import Verdict, classify, verify
-from dkl.weights import LoadedModel
+from dkl.weights import LoadedModel, replacing
 
 
 def evaluate(
@@ -260,14 +259,9 @@ class _Shelf:
 
     def write(self, chunk: ChunkDone) -> None:
         """Keep `chunk`; at every moment the file is complete or absent."""
-        path = self._path(chunk.chunk)
-        temporary = path.with_suffix(".tmp")
         stored = _StoredChunk(recipe=self.recipe, checkpoint=self.checkpoint, chunk=chunk)
-        with temporary.open("w") as file:
-            file.write(stored.model_dump_json())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(self._path(chunk.chunk)) as file:
+            file.write(stored.model_dump_json().encode())
 
     def _path(self, number: int) -> Path:
         return self.workdir / f"chunk-{number:04d}.json"

@@ -145,4 +145,3 @@ class Finished(_Event):
 
 
 Event = Started | Progress | Epoch | ChunkDone | Finished
-Result = TrainResult | EvaluateResult

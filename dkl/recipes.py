@@ -389,9 +389,10 @@ class Protocol(Document):
         """The attacks to run, in order."""
         return AUTOATTACK[self.suite][self.threat.norm] if isinstance(self.suite, str) else self.suite
 
-    def suite_name(self) -> str:
-        """How results name the suite: "AutoAttack standard", or "custom" for one's own attacks."""
-        return f"AutoAttack {self.suite}" if isinstance(self.suite, str) else "custom"
+
+def show_suite(suite: object) -> str:
+    """How tables name a recipe's suite: "AutoAttack standard", or "custom" for one's own attacks."""
+    return f"AutoAttack {suite}" if isinstance(suite, str) else "custom"
 
 
 class Evaluate(Protocol):

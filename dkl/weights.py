@@ -136,7 +136,7 @@ def save_checkpoint(
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     # One key only: safetensors writes several in an order that differs from process to process.
     content = safetensors.torch.save(tensors, metadata={"dkl": document})
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
     return hashlib.sha256(content).hexdigest()
 
@@ -187,7 +187,7 @@ def _require_fit(path: Path, found: State, wanted: State) -> None:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Keep tensors, numbers, strings, lists and dicts of them for `load_state`."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         torch.save(state, file)
 
 
@@ -203,7 +203,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to; it takes the place of `path` once complete, or is removed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

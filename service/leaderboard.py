@@ -9,7 +9,7 @@ from sqlalchemy.orm import aliased
 
 from dkl.catalog import RECIPES, Named
 from dkl.datasets import show_name
-from dkl.recipes import Norm, Train, show_model, show_pixels
+from dkl.recipes import Norm, Train, show_model, show_pixels, show_suite
 from service.db import Job, reading
 
 Sort = Literal["robust_accuracy", "-robust_accuracy", "clean_accuracy", "-clean_accuracy", "name", "-name"]
@@ -134,7 +134,6 @@ def _measured(db: Engine, board: Board) -> list[Row]:
 
 def _measured_row(job: Job, trained_as: str | None) -> Row:
     result = job.result or {}
-    suite = job.recipe["suite"]
     return Row(
         rank=0,
         name=trained_as or (f"{result['architecture']} {result['checkpoint_sha256'][:8]}"),
@@ -147,7 +146,7 @@ def _measured_row(job: Job, trained_as: str | None) -> Row:
         robust_accuracy=result["robust_accuracy"],
         robust_interval=result["robust_interval"],
         images=result["images"],
-        suite=f"AutoAttack {suite}" if isinstance(suite, str) else "custom",
+        suite=show_suite(job.recipe["suite"]),
         job_id=job.id,
         model_job_id=job.parent_id,
         citation=None,

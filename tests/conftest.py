@@ -1,11 +1,9 @@
-"""What the tests share: databases of both kinds, a small settings object, the golden numbers."""
+"""What the tests share: databases of both kinds, a small settings object."""
 
-import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
@@ -15,13 +13,6 @@ from service.db import connect, migrate
 from service.settings import Settings
 
 POSTGRES = os.environ.get("DKLBENCH_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
-
-
-@pytest.fixture(scope="session")
-def golden() -> dict[str, Any]:
-    """The reference's numbers by id; where they come from stands in each entry."""
-    path = Path(__file__).parent / "golden" / "adversarial_training.json"
-    return {entry["id"]: entry for entry in json.loads(path.read_text())["entries"]}
 
 
 @pytest.fixture
