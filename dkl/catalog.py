@@ -1,4 +1,7 @@
-"""The named recipes: METHOD-DATASET-MODEL[-VARIANT], and autoattack-DATASET-NORM to judge a model. No torch."""
+"""The named recipes: METHOD-DATASET-MODEL[-VARIANT], and autoattack-DATASET-NORM or corruptions-DATASET to judge.
+
+No torch.
+"""
 
 import json
 from collections.abc import Mapping
@@ -6,21 +9,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from dkl.documents import ThreatModel
 from dkl.explain import read_recipe
-from dkl.recipes import (
-    AWP,
-    CNN,
-    IKL,
-    PGD,
-    SGD,
-    Evaluate,
-    Natural,
-    PreActResNet,
-    Protocol,
-    ThreatModel,
-    Train,
-    WideResNet,
-)
+from dkl.protocols import AnyProtocol, CorruptionProtocol, Protocol
+from dkl.recipes import AWP, CNN, IKL, PGD, SGD, Natural, PreActResNet, Recipe, Train, WideResNet
 
 
 @dataclass(frozen=True)
@@ -35,9 +27,9 @@ class Published:
 
 @dataclass(frozen=True)
 class Named:
-    """A catalogue entry. A `Protocol` still needs its model: submit it with model.job=ID."""
+    """A catalogue entry. What judges still needs its model: submit it with model.job=ID."""
 
-    recipe: Train | Protocol
+    recipe: Train | AnyProtocol
     about: str
     published: Published | None = None
 
@@ -137,6 +129,22 @@ RECIPES: dict[str, Named] = {
         Protocol(dataset="cifar100", threat=_LINF_8),
         "RobustBench's protocol for CIFAR-100 Linf: AutoAttack standard, eps 8/255, all 10,000 test images.",
     ),
+    "corruptions-cifar10": Named(
+        CorruptionProtocol(dataset="cifar10"),
+        "RobustBench's protocol for CIFAR-10-C: 15 common corruptions at 5 severities, all 10,000 test images.",
+    ),
+    "corruptions-cifar100": Named(
+        CorruptionProtocol(dataset="cifar100"),
+        "RobustBench's protocol for CIFAR-100-C: 15 common corruptions at 5 severities, all 10,000 test images.",
+    ),
+    "corruptions-digits": Named(
+        CorruptionProtocol(
+            dataset="digits",
+            source="generated",
+            corruptions=("gaussian_noise", "shot_noise", "impulse_noise", "brightness", "contrast"),
+        ),
+        "The five common corruptions that images of 8 x 8 pixels allow, at 5 severities, generated here.",
+    ),
 }
 
 
@@ -153,7 +161,7 @@ def named(name: str) -> Named:
     return RECIPES[name]
 
 
-def resolve(name: str, overrides: Mapping[str, Any]) -> Train | Evaluate:
+def resolve(name: str, overrides: Mapping[str, Any]) -> Recipe:
     """The named recipe with `overrides` ("threat.eps": "4/255") laid over it, validated again.
 
     A value may be a whole document: "model": {"kind": "wide-resnet"}. Raises UnknownRecipeError, or

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from dkl.recipes import RECIPE, Evaluate, Recipe, Train
+from dkl.recipes import RECIPE, Recipe
 
 
 class Fault(NamedTuple):
@@ -27,7 +27,7 @@ class InvalidRecipeError(ValueError):
         self.faults = faults
 
 
-def read_recipe(document: Mapping[str, Any]) -> Train | Evaluate:
+def read_recipe(document: Mapping[str, Any]) -> Recipe:
     """The recipe that `document` describes, or InvalidRecipeError."""
     try:
         return RECIPE.validate_python(document)
@@ -43,13 +43,15 @@ def explain(errors: Sequence[Any], document: Any, expected: Any = Recipe) -> lis
 def _steps(error: Any, document: Any) -> list[str | int]:
     """The error's location without the names of union members, which are no part of the document."""
     steps: list[str | int] = []
-    place = document
+    place, kind_passed = document, False
     for step in error["loc"]:
-        if (isinstance(place, dict) and step in place) or (
+        if isinstance(place, dict) and place.get("kind") == step and not kind_passed:
+            kind_passed = True  # a union's member; a field may have the same name and comes after it
+        elif (isinstance(place, dict) and step in place) or (
             isinstance(place, list | tuple) and isinstance(step, int)
         ):
             steps.append(step)
-            place = place[step]
+            place, kind_passed = place[step], False
     return [*steps, error["loc"][-1]] if error["type"] == "missing" else steps
 
 
@@ -108,5 +110,6 @@ def _member(annotation: Any, value: Any) -> type[BaseModel] | None:
         kind = annotation.model_fields.get("kind")
         claimed = value.get("kind") if isinstance(value, dict) else None
         return annotation if kind is None or claimed in get_args(kind.annotation) else None
-    members = (_member(argument, value) for argument in get_args(annotation))
-    return next((member for member in members if member), None)
+    members = [member for argument in get_args(annotation) if (member := _member(argument, value))]
+    given = set(value) if isinstance(value, dict) else set()
+    return max(members, key=lambda member: len(given & set(member.model_fields)), default=None)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, assert_never
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, relu, silu
 
@@ -65,6 +66,7 @@ def _conv1x1(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
 
 
+@torch.fx.wrap  # a check of its argument, which tracing must not look into
 def _require_side(x_BCHW: Tensor, least: int, who: str) -> None:
     height, width = x_BCHW.shape[-2:]
     if min(height, width) < least:

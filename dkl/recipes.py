@@ -1,97 +1,17 @@
 """What may be asked: the frozen documents that REST, the database and the command line share. No torch here.
 
-A recipe is a value. `Train` yields a checkpoint, `Evaluate` yields a robust accuracy.
-Pixels live in [0, 1]; every pixel quantity also reads a fraction such as "8/255".
+A recipe is a value. `Train` yields a checkpoint, `Evaluate` yields a robust accuracy, `EvaluateCorruptions` an
+accuracy under common corruptions.
 """
 
 import hashlib
 import json
-import re
 from typing import Annotated, Any, Literal, Self, assert_never
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-    TypeAdapter,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import Field, TypeAdapter, model_validator
 
-from dkl.datasets import check_name
-
-_FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
-
-
-def _read_fraction(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    match = _FRACTION.fullmatch(value)
-    if match is None or float(match[2]) == 0:
-        raise ValueError(f"write a number or a fraction such as '8/255', not {value!r}")
-    return float(match[1]) / float(match[2])
-
-
-Count = Annotated[int, Field(ge=1, strict=True)]
-Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-Positive = Annotated[float, Field(gt=0, strict=True)]
-NonNegative = Annotated[float, Field(ge=0, strict=True)]
-Decay = Annotated[float, Field(ge=0, lt=1, strict=True)]
-Pixels = Annotated[
-    float,
-    BeforeValidator(_read_fraction),
-    Field(gt=0, strict=True),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "exclusiveMinimum": 0},
-                {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*$"},
-            ]
-        }
-    ),
-]
-DatasetName = Annotated[str, AfterValidator(check_name)]
-JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Norm = Literal["Linf", "L2", "L1"]
-
-
-class Document(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
-    )
-
-
-class ThreatModel(Document):
-    """What a robust accuracy is about: every perturbation with ||delta||_norm <= eps that stays in [0, 1]."""
-
-    norm: Norm
-    eps: Pixels
-    """Radius of the ball, in pixels of [0, 1]: 8/255, 0.5, ..."""
-
-    @model_validator(mode="after")
-    def _linf_stays_inside_the_pixel_range(self) -> Self:
-        if self.norm == "Linf" and self.eps >= 1:
-            raise ValueError(
-                f"an Linf eps of {self.eps:g} reaches from black to white; pixels are in [0, 1], "
-                f"did you mean '{self.eps:g}/255'?"
-            )
-        return self
-
-    def __str__(self) -> str:
-        return f"{self.norm} {show_pixels(self.eps)}"
-
-
-def show_pixels(value: float) -> str:
-    """`value` the way papers write it: small whole numbers of 255ths as "8/255", else a decimal."""
-    levels = value * 255
-    return f"{round(levels)}/255" if levels < 32.5 and abs(levels - round(levels)) < 1e-6 else f"{value:.4g}"
-
+from dkl.documents import Count, DatasetName, Decay, Document, NonNegative, Positive, Seed, ThreatModel
+from dkl.protocols import Evaluate, EvaluateCorruptions
 
 # --- models -----------------------------------------------------------------------------------------------
 
@@ -252,161 +172,13 @@ class Train(Document):
         return self
 
 
-# --- evaluation -------------------------------------------------------------------------------------------
+# --- recipes ----------------------------------------------------------------------------------------------
+
+Recipe = Annotated[Train | Evaluate | EvaluateCorruptions, Field(discriminator="kind")]
+RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
 
-class APGD(Document):
-    """Auto-PGD (Croce and Hein, arXiv:2003.01690)."""
-
-    kind: Literal["apgd-ce", "apgd-dlr"]
-    steps: Count = 100
-    restarts: Count = 1
-    eot: Count = 1
-    """Gradients averaged per step, for randomised models."""
-    large_eps: bool = False
-    """Shrink the radius 3 eps, 2 eps, eps on the way (arXiv:2103.01208), as AutoAttack does for L1."""
-
-
-class TargetedAPGD(Document):
-    """Auto-PGD on the targeted DLR loss, one run per target class."""
-
-    kind: Literal["apgd-t"] = "apgd-t"
-    steps: Count = 100
-    restarts: Count = 1
-    targets: Count = 9
-    """The most likely wrong classes; at most classes - 1 are used."""
-    large_eps: bool = False
-
-
-class FAB(Document):
-    """Fast adaptive boundary attack (Croce and Hein, arXiv:1907.02044)."""
-
-    kind: Literal["fab"] = "fab"
-    steps: Count = 100
-    restarts: Count = 5
-
-
-class TargetedFAB(Document):
-    """FAB towards one target class at a time."""
-
-    kind: Literal["fab-t"] = "fab-t"
-    steps: Count = 100
-    targets: Count = 9
-    """The most likely wrong classes; at most classes - 1 are used."""
-
-
-class Square(Document):
-    """Square attack: random search without gradients (Andriushchenko et al., arXiv:1912.00049)."""
-
-    kind: Literal["square"] = "square"
-    queries: Count = 5000
-    restarts: Count = 1
-
-
-Attack = Annotated[APGD | TargetedAPGD | FAB | TargetedFAB | Square, Field(discriminator="kind")]
-Suite = tuple[APGD | TargetedAPGD | FAB | TargetedFAB | Square, ...]
-Version = Literal["standard", "plus", "rand"]
-
-_STANDARD: Suite = (APGD(kind="apgd-ce"), TargetedAPGD(), TargetedFAB(), Square())
-_STANDARD_L1: Suite = (
-    APGD(kind="apgd-ce", restarts=5, large_eps=True),
-    TargetedAPGD(targets=5, large_eps=True),
-    TargetedFAB(),
-    Square(),
-)
-_PLUS: Suite = (
-    APGD(kind="apgd-ce", restarts=5),
-    APGD(kind="apgd-dlr", restarts=5),
-    FAB(),
-    Square(),
-    TargetedAPGD(),
-    TargetedFAB(),
-)
-_RAND: Suite = (APGD(kind="apgd-ce", eot=20), APGD(kind="apgd-dlr", eot=20))
-
-AUTOATTACK: dict[Version, dict[Norm, Suite]] = {
-    "standard": {"Linf": _STANDARD, "L2": _STANDARD, "L1": _STANDARD_L1},
-    "plus": {"Linf": _PLUS, "L2": _PLUS, "L1": _PLUS},
-    "rand": {"Linf": _RAND, "L2": _RAND, "L1": _RAND},
-}
-"""The attacks, in order, of each AutoAttack version and norm."""
-
-
-class Checkpoint(Document):
-    """A stored checkpoint, named by its content."""
-
-    checkpoint: Sha256
-
-
-class JobResult(Document):
-    """The model that an earlier job trained; an evaluation waits for it."""
-
-    job: JobId
-
-
-def _source(value: object) -> str | None:
-    present = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
-    return next((name for name in ("job", "checkpoint") if name in present), None)
-
-
-ModelSource = Annotated[
-    Annotated[JobResult, Tag("job")] | Annotated[Checkpoint, Tag("checkpoint")],
-    Discriminator(
-        _source,
-        custom_error_type="model_source",
-        custom_error_message='say which model to judge: {"job": JOB_ID} or {"checkpoint": SHA256}',
-    ),
-]
-
-
-class Protocol(Document):
-    """How a model is judged, without the model: data, threat model, attacks."""
-
-    kind: Literal["evaluate"] = "evaluate"
-    dataset: DatasetName
-    threat: ThreatModel
-    suite: Annotated[
-        Annotated[Version, Tag("version")] | Annotated[tuple[Attack, ...], Field(min_length=1), Tag("attacks")],
-        Discriminator(lambda value: "version" if isinstance(value, str) else "attacks"),
-    ] = "standard"
-    """An AutoAttack version, or one's own attacks in order."""
-    images: Count | None = None
-    """Evaluate on the first so many test images only; absent: on all."""
-    chunk_size: Count = 512
-    """Images attacked together: the unit of work, of resuming and of memory."""
-    seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _large_eps_is_for_l1(self) -> Self:
-        for attack in self.attacks():
-            if isinstance(attack, APGD | TargetedAPGD) and attack.large_eps and self.threat.norm != "L1":
-                raise ValueError(
-                    f"large_eps is made for L1, found {self.threat.norm}; leave it out of {attack.kind}"
-                )
-        return self
-
-    def attacks(self) -> Suite:
-        """The attacks to run, in order."""
-        return AUTOATTACK[self.suite][self.threat.norm] if isinstance(self.suite, str) else self.suite
-
-
-def show_suite(suite: object) -> str:
-    """How tables name a recipe's suite: "AutoAttack standard", or "custom" for one's own attacks."""
-    return f"AutoAttack {suite}" if isinstance(suite, str) else "custom"
-
-
-class Evaluate(Protocol):
-    """Clean accuracy of a model, then its accuracy under each attack of the suite."""
-
-    model: ModelSource
-    """Which model: {"job": ID} or {"checkpoint": SHA256}."""
-
-
-Recipe = Annotated[Train | Evaluate, Field(discriminator="kind")]
-RECIPE: TypeAdapter[Train | Evaluate] = TypeAdapter(Recipe)
-
-
-def fingerprint(recipe: Train | Evaluate) -> str:
+def fingerprint(recipe: Recipe) -> str:
     """sha256 (hex) of the recipe's canonical JSON: equal questions have equal fingerprints."""
     document: dict[str, Any] = recipe.model_dump(mode="json")
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

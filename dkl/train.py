@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from dkl import datasets, recipes, weights
 from dkl.batches import Batches, Draw, as_pixels, generator, on_device
+from dkl.documents import ThreatModel
 from dkl.events import Epoch, Event, Finished, Progress, TrainResult
 from dkl.losses import ClassPrior
 from dkl.models import build, eval_mode
-from dkl.recipes import IKL, Natural, ThreatModel
+from dkl.recipes import IKL, Natural
 from dkl.updates import Update, correct, ikl_update, natural_update
 
 

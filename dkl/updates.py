@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dkl import attacks, losses, weights
+from dkl.documents import ThreatModel
 from dkl.losses import ClassPrior
 from dkl.models import eval_mode
-from dkl.recipes import AWP, IKL, PGD, ThreatModel
+from dkl.recipes import AWP, IKL, PGD
 
 
 class Update(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dkl.recipes import Norm, ThreatModel
+from dkl.documents import Norm, ThreatModel
 
 ROUNDING = 5e-7
 """How far each pixel may be off: 1/8000 of a grey level, eight steps of float32 just below 1.
@@ -50,13 +50,13 @@ def verify(model: nn.Module, x_BCHW: Tensor, x_adv_BCHW: Tensor, y_B: Tensor, th
 @torch.no_grad()
 def classify(model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
     """Whether the argmax is the label, and whether all logits are finite; two bool tensors of shape (B,)."""
-    with torch.autocast(x_BCHW.device.type, enabled=False), _ieee_float32():
+    with torch.autocast(x_BCHW.device.type, enabled=False), ieee_float32():
         logits_BK: Tensor = model(x_BCHW)
     return logits_BK.argmax(dim=1) == y_B, logits_BK.isfinite().all(dim=1)
 
 
 @contextmanager
-def _ieee_float32() -> Iterator[None]:
+def ieee_float32() -> Iterator[None]:
     """Inside, convolutions and products keep all of float32, where a GPU by default rounds them to TF32."""
     cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -6,8 +6,9 @@ from typing import assert_never
 from torch import Tensor, nn
 
 from dkl.attacks.pgd import pgd_l2, pgd_linf
+from dkl.documents import ThreatModel
 from dkl.models import eval_mode
-from dkl.recipes import PGD, ThreatModel
+from dkl.recipes import PGD
 
 
 def perturb(

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from dkl import recipes
 from dkl.attacks import perturb
 from dkl.attacks.pgd import pgd_l2, pgd_linf
+from dkl.documents import ThreatModel
 from dkl.losses import gkl, ikl, kl
 from dkl.models import build
 
@@ -59,7 +60,7 @@ def test_perturb_is_the_golden_attack():
     model = TinyNet(e["model_state"]).train()  # perturb sees to eval mode itself
     x = tensor(e["x_natural"])
     loss = attacked_loss(e, TinyNet(e["model_state"]).eval(), x)
-    threat = recipes.ThreatModel(norm="Linf", eps=e["hyper"]["epsilon"])
+    threat = ThreatModel(norm="Linf", eps=e["hyper"]["epsilon"])
     x_adv = perturb(recipes.PGD(steps=2), model, x, threat, loss=loss, noise=tensor(e["noise"]))
     close(x_adv, tensor(e["runs"][1]["x_adv"]))
     assert model.training
@@ -124,7 +125,7 @@ def test_the_attack_raises_the_loss(norm):
         recipes.PGD(),
         model,
         x,
-        recipes.ThreatModel(norm=norm, eps=0.5),
+        ThreatModel(norm=norm, eps=0.5),
         loss=lambda logits: cross_entropy(logits, y),
         noise=torch.randn_like(x),
     )
@@ -149,7 +150,7 @@ def test_perturb_leaves_no_gradients_and_every_module_in_its_mode():
         recipes.PGD(),
         model,
         x,
-        recipes.ThreatModel(norm="Linf", eps=0.1),
+        ThreatModel(norm="Linf", eps=0.1),
         loss=lambda logits: logits.square().sum(),
         noise=torch.randn_like(x),
     )
@@ -165,6 +166,6 @@ def test_perturb_leaves_no_gradients_and_every_module_in_its_mode():
 def test_perturb_refuses_l1():
     model = build(recipes.CNN(width=4), channels=1, classes=5)
     x = torch.rand(4, 1, 8, 8)
-    threat = recipes.ThreatModel(norm="L1", eps=1.0)
+    threat = ThreatModel(norm="L1", eps=1.0)
     with pytest.raises(ValueError, match="L1 is not available; use Linf or L2"):
         perturb(recipes.PGD(), model, x, threat, loss=lambda logits: logits.sum(), noise=x)

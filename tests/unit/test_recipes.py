@@ -7,19 +7,11 @@ import pytest
 from pydantic import ValidationError
 
 from dkl.catalog import RECIPES, UnknownRecipeError, parse_overrides, resolve
+from dkl.documents import ThreatModel, show_pixels
 from dkl.explain import InvalidRecipeError
-from dkl.recipes import (
-    AUTOATTACK,
-    RECIPE,
-    Evaluate,
-    Protocol,
-    ThreatModel,
-    Train,
-    WideResNet,
-    fingerprint,
-    show_model,
-    show_pixels,
-)
+from dkl.protocols import AnyProtocol, Evaluate, EvaluateCorruptions
+from dkl.recipes import RECIPE, Train, WideResNet, fingerprint, show_model
+from dkl.suites import AUTOATTACK, TargetedAPGD, TargetedFAB, require_targets
 
 SCHEMA = Path(__file__).parent.parent / "golden" / "recipe_schema.json"
 
@@ -72,7 +64,7 @@ def test_the_fingerprint_is_the_question() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_named_recipe_is_valid_and_named_after_what_it_is(name: str) -> None:
     entry = RECIPES[name]
-    recipe = resolve(name, {"model.job": "0" * 12} if isinstance(entry.recipe, Protocol) else {})
+    recipe = resolve(name, {"model.job": "0" * 12} if isinstance(entry.recipe, AnyProtocol) else {})
     assert entry.about.endswith(".")
     match recipe:
         case Train():
@@ -82,6 +74,8 @@ def test_every_named_recipe_is_valid_and_named_after_what_it_is(name: str) -> No
                 assert show_model(recipe.model).lower() in name
         case Evaluate():
             assert name == f"autoattack-{recipe.dataset}-{recipe.threat.norm.lower()}"
+        case EvaluateCorruptions():
+            assert name == f"corruptions-{recipe.dataset}"
 
 
 def test_autoattack_is_the_published_suite() -> None:
@@ -89,8 +83,9 @@ def test_autoattack_is_the_published_suite() -> None:
     standard = AUTOATTACK["standard"]["Linf"]
     assert [attack.kind for attack in standard] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert [attack.kind for attack in AUTOATTACK["rand"]["L2"]] == ["apgd-ce", "apgd-dlr"]
-    plus = ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
-    assert [attack.kind for attack in AUTOATTACK["plus"]["Linf"]] == plus
+    plus = [attack.kind for attack in AUTOATTACK["plus"]["Linf"]]
+    assert sorted(plus) == ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+    assert plus[-1] == "square"  # the dearest last, on what is left
     ce, targeted, *_ = AUTOATTACK["standard"]["L1"]
     assert (ce.restarts, ce.large_eps) == (5, True)  # type: ignore[union-attr]
     assert (targeted.targets, targeted.large_eps) == (5, True)  # type: ignore[union-attr]
@@ -138,3 +133,70 @@ def test_every_fault_is_named_at_once() -> None:
     with pytest.raises(InvalidRecipeError) as caught:
         resolve("ikl-at-digits", {"epochs": 0, "threat.eps": -1, "optimizer.lr": "fast"})
     assert {fault.field for fault in caught.value.faults} == {"epochs", "threat.eps", "optimizer.lr"}
+
+
+# --- evaluations that make no sense -----------------------------------------------------------------------
+
+RANDOMISED = [{"kind": "apgd-ce", "eot": 2}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "sentence"),
+    [
+        ({"threat.eps": 0}, "threat.eps", "greater than 0, found 0"),
+        ({"threat.eps": "-8/255"}, "threat.eps", "write a number or a fraction such as '8/255'"),
+        ({"threat.eps": 8}, "threat", "reaches from black to white; pixels are in [0, 1], did you mean '8/255'?"),
+        ({"suite": [{"kind": "pgd"}]}, "suite.0", "kind must be 'apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t'"),
+        ({"suite": "strong"}, "suite", "must be 'standard', 'plus' or 'rand', found 'strong'"),
+        ({"suite": []}, "suite", "a suite has 1 to 100 attacks, found 0; name some, or take 'standard'"),
+        ({"suite": [{"kind": "fab"}] * 101}, "suite", "a suite has 1 to 100 attacks, found 101"),
+        ({"curve": [0.01 + i / 1000 for i in range(101)]}, "curve", "at most 100 items"),
+        ({"suite": [{"kind": "apgd-t", "targets": 10}]}, "", "apgd-t asks for 10 target classes, with 10 classes "
+            "there are 9 wrong ones; ask for at most 9"),
+        ({"suite": [{"kind": "fab-t", "targets": 10}]}, "", "fab-t asks for 10 target classes"),
+        ({"suite": [{"kind": "apgd-t", "targets": 0}]}, "suite.0.targets", "greater than or equal to 1"),
+        ({"images": 361}, "", "digits has 360 test images, found images=361; ask for fewer"),
+        ({"images": 0}, "images", "greater than or equal to 1"),
+        ({"stop_below": 1.1}, "stop_below", "less than or equal to 1"),
+        ({"stop_below": -0.1}, "stop_below", "greater than or equal to 0"),
+        ({"curve": ["4/255", "4/255"]}, "", "curve names a radius twice; give each once"),
+        ({"curve": [0.1, 1.5]}, "", "reaches from black to white"),
+        ({"curve": [0]}, "curve.0", "greater than 0"),
+        ({"policy": "fast", "engine": "pyautoattack"}, "", "knows the policy exact only, found 'fast'"),
+        ({"policy": "screen", "engine": "pyautoattack"}, "", "knows the policy exact only, found 'screen'"),
+        ({"policy": "audited", "suite": "rand"}, "", "policy 'audited' is made for deterministic models"),
+        ({"policy": "fast", "suite": RANDOMISED}, "", "policy 'fast' is made for deterministic models"),
+        ({"policy": "quick"}, "policy", "must be 'exact', 'fast', 'audited' or 'screen', found 'quick'"),
+        ({"engine": "foolbox"}, "engine", "must be 'dkl' or 'pyautoattack', found 'foolbox'"),
+        ({"sample": "last"}, "sample", "must be 'first' or 'random', found 'last'"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_that_makes_no_sense_is_refused_in_one_sentence(
+    changes: dict[str, object], field: str, sentence: str
+) -> None:
+    with pytest.raises(InvalidRecipeError) as caught:
+        resolve("autoattack-digits-linf", {"model.job": "0" * 12, **changes})
+    [fault] = caught.value.faults
+    assert sentence in fault.message
+    assert fault.field == field
+
+
+def test_what_can_only_be_known_on_the_job_is_taken() -> None:
+    own = {"model.job": "0" * 12, "dataset": "npz:mine", "images": 10**6}
+    resolve("autoattack-digits-linf", {**own, "suite": [{"kind": "apgd-t", "targets": 40}]})
+
+
+def test_one_s_own_attacks_aim_at_classes_that_exist_and_nine_means_autoattack_s() -> None:
+    for classes in (2, 3, 10, 200):
+        require_targets((TargetedAPGD(), TargetedFAB(), TargetedAPGD(targets=classes - 1)), classes)
+    for attack in (TargetedAPGD(targets=5), TargetedFAB(targets=10), TargetedFAB(targets=256)):
+        with pytest.raises(ValueError, match=f"{attack.kind} asks for {attack.targets} target classes"):
+            require_targets((attack,), 5)
+
+
+def test_the_radii_are_the_curve_s_and_the_threat_s() -> None:
+    recipe = resolve(
+        "autoattack-digits-linf", {"model.job": "0" * 12, "threat.eps": 0.2, "curve": [0.3, 0.1, 0.2]}
+    )
+    assert isinstance(recipe, Evaluate)
+    assert recipe.radii() == (0.1, 0.2, 0.3)

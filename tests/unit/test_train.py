@@ -10,6 +10,7 @@ from golden import TinyNet, assert_state, entry, tensor
 
 from dkl import recipes
 from dkl.datasets import DatasetError
+from dkl.documents import ThreatModel
 from dkl.events import Epoch, Finished, Progress
 from dkl.losses import ClassPrior
 from dkl.models import build
@@ -39,7 +40,7 @@ def test_golden_epoch_of_two_batches(data, epoch):
             torch.tensor(batch["target"]),
             objective=recipes.IKL(wmse_weight=hyper["beta"], ce_weight=hyper["alpha"]),
             attack=recipes.PGD(loss="ikl" if data == "v1c100" else "kl"),
-            threat=recipes.ThreatModel(norm="Linf", eps=8 / 255 * epoch / hyper["epochs"]),
+            threat=ThreatModel(norm="Linf", eps=8 / 255 * epoch / hyper["epochs"]),
             awp=recipes.AWP(gamma=hyper["gamma_awp"]) if epoch >= hyper["awp_warmup"] else None,
             noise_BCHW=tensor(noise),
         )
@@ -75,7 +76,7 @@ def adversarial(**changes) -> recipes.Train:
         "dataset": "npz:tiny",
         "model": recipes.CNN(width=4),
         "objective": recipes.IKL(),
-        "threat": recipes.ThreatModel(norm="Linf", eps=0.1),
+        "threat": ThreatModel(norm="Linf", eps=0.1),
         "attack": recipes.PGD(steps=2),
         "awp": recipes.AWP(first_epoch=2),
         "epochs": 3,
@@ -104,7 +105,7 @@ def facts(events: list) -> list[dict]:
     return without_seconds([e for e in events if not isinstance(e, Progress)])
 
 
-L2 = {"threat": recipes.ThreatModel(norm="L2", eps=0.1), "attack": recipes.PGD(steps=2, loss="kl")}
+L2 = {"threat": ThreatModel(norm="L2", eps=0.1), "attack": recipes.PGD(steps=2, loss="kl")}
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_a_loss_that_is_not_finite_updates_nothing():
     settings = {
         "objective": recipes.IKL(),
         "attack": recipes.PGD(steps=1),
-        "threat": recipes.ThreatModel(norm="Linf", eps=0.1),
+        "threat": ThreatModel(norm="Linf", eps=0.1),
         "awp": None,
         "noise_BCHW": torch.zeros_like(x),
     }

@@ -5,7 +5,7 @@ import torch
 from trials import Linear
 
 import dkl.verify
-from dkl.recipes import ThreatModel
+from dkl.documents import ThreatModel
 from dkl.verify import ROUNDING, verify
 
 THREATS = [
