@@ -2,12 +2,19 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from time import perf_counter
+from typing import TypeVar
 
 import torch
 from pyautoattack.checks import checks_doc_path
 from torch import Tensor
+
+SECONDS_PER_TURN = 0.25
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Loan:
@@ -18,7 +25,7 @@ class Loan:
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
+        self.seed = seed
         self._devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         self._states: list[Tensor] = []
         self._notes: list[str] = []
@@ -57,7 +64,7 @@ class Loan:
 
     def _recall_random_states(self) -> None:
         if not self._states:
-            torch.manual_seed(self._seed)
+            torch.manual_seed(self.seed)
             return
         torch.set_rng_state(self._states[0])
         for device, state in zip(self._devices, self._states[1:], strict=True):
@@ -65,3 +72,23 @@ class Loan:
 
     def _keep_random_states(self) -> None:
         self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
+
+
+def by_turns(work: Generator[T, None, R], loan: Loan) -> Generator[T, None, R]:
+    """`work` with a yield a few times per second, of its latest; it has what `loan` lends while it computes.
+
+    A model may draw random numbers or warn; that is the loan's reason.
+    """
+    try:
+        while True:
+            with loan.turn():
+                ends = perf_counter() + SECONDS_PER_TURN
+                try:
+                    latest = next(work)
+                    while perf_counter() < ends:
+                        latest = next(work)
+                except StopIteration as end:
+                    return end.value
+            yield latest
+    finally:
+        work.close()

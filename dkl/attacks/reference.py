@@ -3,12 +3,10 @@
 Source: github.com/fra31/auto-attack (Croce and Hein, arXiv:2003.01690); pyautoattack is that code on PyPI.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
 from importlib.metadata import version
-from time import perf_counter
-from typing import TypeVar, assert_never
+from typing import assert_never
 
 import torch
 from pyautoattack import AutoAttack, checks
@@ -16,32 +14,17 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
 from dkl.attacks.loan import Loan
+from dkl.attacks.outcome import Outcome
 from dkl.attacks.turns import Pause, in_turns
-from dkl.recipes import APGD, FAB, Attack, Square, Suite, TargetedAPGD, TargetedFAB, ThreatModel
+from dkl.documents import ThreatModel
+from dkl.suites import APGD, FAB, Attack, Square, TargetedAPGD, TargetedFAB
+from dkl.verify import verify
 
 ENGINE = f"pyautoattack {version('pyautoattack')}"
 """Who runs the attacks, as results name it."""
 
-T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Claims:
-    """What an attack says it has achieved. To be verified."""
-
-    x_adv: Tensor
-    """The images, adversarial where the attack claims so, else clean."""
-    claimed: Tensor
-    """Which images the attack claims to have broken; bool (B,)."""
-    forwards: int
-    """Images that passed the model."""
-    seconds: float
-    """Time spent, pauses not counted."""
-    warnings: tuple[str, ...]
-    """What looked suspicious on the way."""
-
-
-def run_attack(
+def attack_by_reference(
     attack: Attack,
     model: nn.Module,
     x: Tensor,
@@ -51,15 +34,16 @@ def run_attack(
     classes: int,
     seed: int,
     loan: Loan,
-    report: Callable[[int, float], T],
-) -> Generator[T, None, Claims]:
-    """Attack x (B, C, H, W; float32 in [0, 1]), which `model` classifies correctly as y (B,).
+) -> Generator[int, None, Outcome]:
+    """Attack x (B, C, H, W; float32 in [0, 1]), which `model` classifies correctly as y (B,), as `hunt` does.
 
-    Yields report(forwards, seconds) several times per second and returns the claims. Closing it ends the attack at
-    the model's next forward pass. The attack runs in a thread of its own (where pyautoattack may set and clear
-    sys.settrace), by turns with the caller, and has what `loan` lends while it does. The parameters of `model`
-    should not require gradients: FAB piles them up.
+    Yields the forward passes so far, several times per second, and returns what was found; of each image that
+    fell only that it did. Closing it ends the attack at the model's next forward pass. The attack runs in a thread
+    of its own (where pyautoattack may set and clear sys.settrace), by turns with the caller, and has what `loan`
+    lends while it does; what it finds suspicious is in the loan's notes. The parameters of `model` should not
+    require gradients: FAB piles them up.
     """
+    x = x.contiguous()
     watched = _Watched(model, x.device)
     adversary = _adversary(attack, watched, threat, classes=classes, seed=seed, device=x.device)
     outcome: list[tuple[Tensor, Tensor]] = []
@@ -74,19 +58,39 @@ def run_attack(
                 raise
             outcome.append((x, y))  # Square falls over NaN; it has found nothing
 
-    seconds, started = 0.0, perf_counter()
     with closing(in_turns(compute, loan.turn)) as turns:
         for _ in turns:
-            seconds += perf_counter() - started
-            yield report(watched.forwards, seconds)
-            started = perf_counter()
-    seconds += perf_counter() - started
+            yield watched.forwards
     [(x_adv, y_adv)] = outcome
-    notes = loan.take_notes()
-    if not watched.finite:
-        notes.append("some logits were not finite numbers, so the attack may have missed adversarial images")
-    warnings = tuple(f"{attack.kind}: {note}" for note in notes)
-    return Claims(x_adv.detach(), y_adv != y, watched.forwards, seconds, warnings)
+    with loan.turn():
+        return _confirmed(model, x, x_adv.detach(), y, y_adv != y, threat, watched)
+
+
+def _confirmed(
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    claimed: Tensor,
+    threat: ThreatModel,
+    watched: "_Watched",
+) -> Outcome:
+    """What holds of the claims. Work is spread evenly: pyautoattack does not say on which image it was spent."""
+    broken = claimed & verify(model, x, x_adv, y, threat).broken
+    unknown = torch.full_like(y, -1)
+    return Outcome(
+        x_adv=x_adv,
+        broken=broken,
+        restart=unknown,
+        target=unknown,
+        step=unknown,
+        margin=torch.full_like(x[:, 0, 0, 0], float("inf")),
+        flat=torch.zeros_like(broken),
+        forwards=torch.full_like(y, watched.forwards // len(y)),
+        backwards=torch.full_like(y, watched.backwards // len(y)),
+        rejected=int((claimed & ~broken).sum()),
+        finite=watched.finite,
+    )
 
 
 # --- what the recipe asks, in pyautoattack's terms ---------------------------------------------------------
@@ -166,21 +170,6 @@ def _apgd_gradients(attack: APGD | TargetedAPGD) -> int:
     return attack.steps + (3 if attack.large_eps else 1)  # one more at the start of each radius
 
 
-def require_possible(suite: Suite, threat: ThreatModel, *, classes: int, height: int, width: int) -> None:
-    """ValueError that says what to change if an attack of `suite` is not defined for such a model and data."""
-    for attack in suite:
-        if attack.kind in ("apgd-dlr", "apgd-t") and classes < 4:
-            raise ValueError(
-                f"{attack.kind} is not possible with {classes} classes: the targeted DLR loss needs at least 4; "
-                "use a suite of apgd-ce, fab and square"
-            )
-        if isinstance(attack, Square) and threat.norm != "Linf" and min(height, width) < 5:
-            raise ValueError(
-                f"square under {threat.norm} needs images of at least 5 x 5 pixels, found {height} x {width}; "
-                "leave it out of the suite"
-            )
-
-
 # --- what is seen of it ------------------------------------------------------------------------------------
 
 
@@ -191,6 +180,7 @@ class _Watched(nn.Module):
         super().__init__()
         self.model = model
         self.forwards = 0
+        self.backwards = 0
         self.pause: Pause = lambda: None
         self._finite = torch.ones((), dtype=torch.bool, device=device)  # on the device: reading it would wait
 
@@ -198,8 +188,13 @@ class _Watched(nn.Module):
         self.pause()
         self.forwards += len(x)
         logits: Tensor = self.model(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
         self._finite = self._finite & logits.isfinite().all()
         return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
 
     @property
     def finite(self) -> bool:
