@@ -1,0 +1,117 @@
+"""Evidence in a terminal: proved with its model, or compared with another. Torch is needed to prove it only."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from dkl.datasets import load, show_name
+from dkl.documents import show_pixels
+from dkl.evidence import Evidence, read_evidence
+from dkl.paired import Pairs, compare
+from dkl.protocols import Normalisation, show_protocol
+from service import terminal
+from service.client import Event
+
+if TYPE_CHECKING:
+    from dkl.reverify import VerificationReport
+    from dkl.weights import LoadedModel
+
+BATCH_SIZE = 256
+
+
+def prove(path: Path, *, checkpoint: Path, data_dir: Path, device: str) -> bool:
+    """Prove the evidence in `path` with a progress bar, and print what came out; whether every claim held."""
+    evidence = read_evidence(path)
+    arrays = load(evidence.about.question.dataset, "test", data_dir)
+    from dkl.engine import pick_device  # torch: seconds that a damaged file should not cost
+    from dkl.events import Progress
+    from dkl.reverify import verify_evidence
+
+    device = pick_device(device)
+    with terminal.Bars() as bars:
+        bar = bars.add(path.name)
+        bars.follow(bar, [Event("started", {"device": device})])
+        for event in verify_evidence(
+            evidence, _model(evidence, checkpoint), arrays, device=device, batch_size=BATCH_SIZE
+        ):
+            if isinstance(event, Progress):
+                bars.follow(bar, [Event(event.kind, event.model_dump())])
+            else:
+                report = event
+    terminal.console.print(_proof(evidence, report))
+    return report.ok
+
+
+def _model(evidence: Evidence, checkpoint: Path) -> "LoadedModel":
+    """The network in `checkpoint`, with the preprocessing that it was judged with."""
+    from dkl.sources import normalised
+    from dkl.weights import load_checkpoint
+
+    loaded, source = load_checkpoint(checkpoint), evidence.about.recipe.get("model")
+    expected = source.get("preprocessing") if isinstance(source, dict) else None
+    return normalised(loaded, Normalisation.model_validate(expected)) if expected else loaded
+
+
+def _proof(evidence: Evidence, report: "VerificationReport") -> Group:
+    about, norm = evidence.about, evidence.about.question.threat.norm
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("checkpoint", about.checkpoint_sha256[:16])
+    table.add_row("judged by", escape(_judge(evidence)))
+    table.add_row("images", f"{report.images} of {escape(show_name(about.question.dataset))}")
+    table.add_row("adversarial images", f"{report.adversarial}, {report.in_8_bits} of them in 8 bits")
+    table.add_row("clean accuracy", f"{report.clean_accuracy:.2%}")
+    for eps, accuracy in zip(report.radii, report.robust_accuracy, strict=True):
+        table.add_row(f"robust accuracy, {norm} {show_pixels(eps)}", f"[bold]{accuracy:.2%}")
+    if report.ok:
+        return Group(table, "[green]proved:[/] every claim holds")
+    more = report.faults - len(report.sentences)
+    listed = [f"  {sentence}" for sentence in report.sentences] + ([f"  and {more} more"] if more else [])
+    return Group(table, f"[red]not proved:[/] {report.faults} claims do not hold", *listed)
+
+
+def comparison(a: Path, b: Path) -> Group:
+    """The models of two evidence files on the same images, as a table to print."""
+    first, second = read_evidence(a), read_evidence(b)
+    compared, norm = compare(first, second), first.about.question.threat.norm
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fits into 80 columns
+    table.add_column("", no_wrap=True)
+    for name in ("A", "B", "both/A/B/none", "A - B (95 %)", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("clean", *_row(compared.clean))
+    for eps, pairs in compared.robust:
+        table.add_row(f"{norm} {show_pixels(eps)}", *_row(pairs))
+    lines = [
+        f"{name}: {escape(str(path))}, {escape(_judge(e))}"
+        for name, path, e in (("A", a, first), ("B", b, second))
+    ]
+    if _judge(first) != _judge(second):
+        lines.append("[yellow]note:[/] judged in different ways; the weaker judge breaks fewer images")
+    dataset = escape(show_name(first.about.question.dataset))
+    return Group(
+        *lines,
+        f"{compared.images} images of {dataset}",
+        table,
+        "both/A/B/none: images on which both models stand, only A, only B, neither",
+        "95 %: Newcombe's interval for paired fractions; p: McNemar's exact test",
+    )
+
+
+def _row(pairs: Pairs) -> list[str]:
+    low, high = pairs.interval()
+    return [
+        f"{(pairs.both + pairs.only_a) / pairs.images:.2%}",
+        f"{(pairs.both + pairs.only_b) / pairs.images:.2%}",
+        f"{pairs.both}/{pairs.only_a}/{pairs.only_b}/{pairs.neither}",
+        f"{100 * pairs.difference:+.2f} ({100 * low:+.2f}..{100 * high:+.2f})",
+        f"{pairs.p_value():.1g}",
+    ]
+
+
+def _judge(evidence: Evidence) -> str:
+    recipe = evidence.about.recipe
+    protocol = show_protocol(recipe.get("suite", "standard"), str(recipe.get("policy", "exact")))
+    return f"{protocol}, {evidence.about.engine}"
