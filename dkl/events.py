@@ -30,7 +30,7 @@ class Started(_Event):
 class Progress(_Event):
     kind: Literal["progress"] = "progress"
     phase: str
-    """What is going on, for people: "epoch 3 of 10", "chunk 1 of 2: square"."""
+    """What is going on, for people: "epoch 3 of 10", "square, batch 1 of 2"."""
     done: float
     total: float
     rate: float
@@ -57,35 +57,47 @@ class Epoch(_Event):
         return f"epoch-{self.epoch}"
 
 
-class Stage(BaseModel):
-    """Which images still stand after the clean pass or after an attack."""
+Phase = Literal["clean", "suite", "search", "recheck", "screen", "audit", "fallback"]
+"""clean: no attack yet. suite: the suite on all images that stand. search, recheck: of the policy fast, in 16 bits
+and again in float32. screen: the cheap search. audit: the suite on the chosen few of the policy audited; fallback:
+on all others, because the audit found something."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+class BatchDone(_Event):
+    """The verdicts of one stage on one batch of test images.
+
+    An evaluation goes through its stages one after the other; a stage takes the images that still stand, in
+    batches. Stages are numbered from 0, the clean pass, as they run.
+    """
+
+    kind: Literal["batch"] = "batch"
+    stage: int
     name: str
     """"clean", or the attack's kind."""
+    phase: Phase
+    """Why the stage runs."""
+    eps: float
+    """Radius of the attack, in pixels; 0 for the clean pass."""
+    batch: int
+    batches: int
+    """In this stage."""
+    images: tuple[int, ...]
+    """The images' positions in the data set's test split."""
     standing: str
-    """One character per image of the chunk: "1" classified correctly so far, "0" not."""
+    """One character per image: "1" classified correctly so far, "0" not."""
+    forwards: int
+    """Images that passed the model, verification not counted."""
+    backwards: int
     seconds: float
-
-
-class ChunkDone(_Event):
-    """The verdicts on one chunk of test images."""
-
-    kind: Literal["chunk"] = "chunk"
-    chunk: int
-    chunks: int
-    first_image: int
-    stages: tuple[Stage, ...]
-    """The clean pass first, then the attacks in order."""
     rejected: int
-    """Claimed adversarial images that the verifier refused: outside the ball or the pixel range."""
+    """Claimed adversarial images that the verifier refused: outside the ball or the pixel range, or not fooling
+    the model in float32."""
     warnings: tuple[str, ...]
-    """What the attacks themselves found suspicious: zero gradients, randomness, ..."""
+    """What looked suspicious: zero gradients, logits that are not finite, ..."""
 
     @property
     def key(self) -> str:
-        return f"chunk-{self.chunk}"
+        return f"stage-{self.stage}-batch-{self.batch}"
 
 
 class TrainResult(BaseModel):
@@ -106,9 +118,25 @@ class StageResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
+    phase: Phase
+    eps: float
+    attacked: int
+    """Images that were still standing, and attacked."""
     accuracy: float
-    """Fraction of all images still classified correctly after this stage."""
+    """Fraction of all images still classified correctly after this stage; at the largest radius so far."""
+    forwards: int
+    backwards: int
     seconds: float
+
+
+class RobustAt(BaseModel):
+    """A point of the curve of robust accuracy over the radius."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    eps: float
+    robust_accuracy: float
+    robust_interval: tuple[float, float]
 
 
 class EvaluateResult(BaseModel):
@@ -117,19 +145,99 @@ class EvaluateResult(BaseModel):
     kind: Literal["evaluate"] = "evaluate"
     images: int
     clean_accuracy: float
+    clean_interval: tuple[float, float]
+    """95 % Wilson score interval of clean_accuracy."""
     robust_accuracy: float
-    """Fraction of images that no attack broke."""
+    """Fraction of images that no attack broke, at threat.eps."""
     robust_interval: tuple[float, float]
     """95 % Wilson score interval of robust_accuracy, for the images as a sample of all images."""
+    curve: tuple[RobustAt, ...]
+    """At every radius that was asked for, ascending; threat.eps is among them."""
     stages: tuple[StageResult, ...]
+    class_clean_accuracy: tuple[float | None, ...]
     class_robust_accuracy: tuple[float | None, ...]
-    """Per class; absent for a class without test images."""
+    """Per class, at threat.eps; absent for a class without test images."""
+    protocol: str
+    """What was done, as tables name it: "AutoAttack standard", "AutoAttack standard, audited", ..."""
+    engine: str
+    """Who ran the attacks, with version."""
+    precision: str
+    """Of the search: "float32", "float16", "bfloat16". Verdicts are float32 always."""
+    notes: tuple[str, ...]
+    """How the suite was adapted to this model, and what the policy decided on the way."""
+    could_still_break: float | None
+    """Policy audited: with 95 % confidence the whole suite would have broken no more than this fraction of all
+    images beside those counted; absent for other policies, and where all images got the whole suite."""
+    stopped_early: bool
+    """Whether stop_below ended the evaluation; robust_accuracy is then an upper bound only."""
     rejected: int
+    warnings: tuple[str, ...]
+    forwards: int
+    backwards: int
+    checkpoint_sha256: str
+    architecture: str
+    preprocessing: str
+    """What the model does to pixels in [0, 1] first; "none" where it takes them as they are."""
+    evidence_sha256: str
+    """The file `evidence.safetensors`: per image what broke it, and the adversarial images."""
+    seconds: float
+
+
+class CorruptionDone(_Event):
+    """All test images have been classified under one corruption at one severity."""
+
+    kind: Literal["corruption"] = "corruption"
+    corruption: str
+    """"clean" for the images as they are."""
+    severity: int
+    """1 to 5; 0 for the images as they are."""
+    images: int
+    accuracy: float
+    not_finite: int
+    """Images with logits that are NaN or infinite; they count as wrong."""
+    seconds: float
+    """Making or reading the images included."""
+
+    @property
+    def key(self) -> str:
+        return f"corruption-{self.corruption}-{self.severity}"
+
+
+class CorruptionAccuracies(BaseModel):
+    """A row of the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    corruption: str
+    accuracies: tuple[float, ...]
+    """One per severity, in the order of the result's `severities`."""
+    mean: float
+
+
+class CorruptionsResult(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["corruptions"] = "corruptions"
+    images: int
+    """Test images; each was classified clean and under every corruption at every severity."""
+    clean_accuracy: float
+    clean_interval: tuple[float, float]
+    """95 % Wilson score interval of clean_accuracy."""
+    corruption_accuracy: float
+    """The mean over all corruptions and severities, as RobustBench ranks by."""
+    corruption_interval: tuple[float, float]
+    """95 % interval of corruption_accuracy, for the images as a sample of all images; the corruptions are no
+    sample, and it says nothing about others."""
+    severities: tuple[int, ...]
+    table: tuple[CorruptionAccuracies, ...]
+    source: str
+    """Where the corrupted images come from: "CIFAR-10-C", or who made them, with version."""
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
     checkpoint_sha256: str
     architecture: str
-    engine: str
-    """Who ran the attacks, with version."""
+    preprocessing: str
+    """What the model does to pixels in [0, 1] first; "none" where it takes them as they are."""
     seconds: float
 
 
@@ -137,11 +245,11 @@ class Finished(_Event):
     """The last event."""
 
     kind: Literal["finished"] = "finished"
-    result: Annotated[TrainResult | EvaluateResult, Field(discriminator="kind")]
+    result: Annotated[TrainResult | EvaluateResult | CorruptionsResult, Field(discriminator="kind")]
 
     @property
     def key(self) -> str:
         return "finished"
 
 
-Event = Started | Progress | Epoch | ChunkDone | Finished
+Event = Started | Progress | Epoch | BatchDone | CorruptionDone | Finished

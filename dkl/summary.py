@@ -1,68 +1,85 @@
-"""From one flag per image and stage to the numbers of a table. No torch here."""
+"""From what is known about each image to the numbers of a table. No torch here."""
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain
-from statistics import NormalDist
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dkl.events import ChunkDone, EvaluateResult, StageResult
+from dkl.events import BatchDone, EvaluateResult, Phase, RobustAt, StageResult
+from dkl.intervals import wilson_interval
+from dkl.protocols import Protocol, show_protocol
+from dkl.tally import Tally
 
 SQUARE_SURPRISE = 0.002
 """Fraction of images; AutoAttack's own threshold for calling Square's success suspicious."""
 
 
+@dataclass
+class Ran:
+    """A stage that ran, and the batches it consisted of."""
+
+    name: str
+    phase: Phase
+    eps: float
+    attacked: int
+    events: list[BatchDone] = field(default_factory=list)
+
+
 def summarise(
-    chunks: Sequence[ChunkDone],
-    labels: NDArray[np.int64],
+    recipe: Protocol,
+    tally: Tally,
+    ran: Sequence[Ran],
     *,
     classes: int,
     checkpoint_sha256: str,
     architecture: str,
+    preprocessing: str,
     engine: str,
+    precision: str,
+    notes: Iterable[str],
+    warnings: Iterable[str],
+    stopped_early: bool,
+    evidence_sha256: str,
 ) -> EvaluateResult:
-    """The result of an evaluation from the chunks' flags alone; `labels` (N,) are those of all its images."""
-    chunks = sorted(chunks, key=lambda chunk: chunk.chunk)
-    names = [stage.name for stage in chunks[0].stages]
-    standing = np.stack([_flags(chunks, stage) for stage in range(len(names))])
-    assert standing.shape[1] == len(labels), f"{standing.shape[1]} flags for {len(labels)} images"
-    stages = tuple(
-        StageResult(name=name, accuracy=float(flags.mean()), seconds=sum(c.stages[i].seconds for c in chunks))
-        for i, (name, flags) in enumerate(zip(names, standing, strict=True))
-    )
-    robust = standing[-1]
+    """The result of an evaluation; all its numbers come from the flags of the images."""
+    stages = _stages(tally, ran)
+    radii = recipe.radii()
+    robust = tally.robust(radii.index(recipe.threat.eps))
+    curve = [(eps, tally.robust(radius)) for radius, eps in enumerate(radii) if radius <= tally.radius]
+    events = [event for stage in ran for event in stage.events]
+    said = chain(warnings, *(event.warnings for event in events), _square_surprise(stages))
     return EvaluateResult(
-        images=len(labels),
-        clean_accuracy=stages[0].accuracy,
-        robust_accuracy=stages[-1].accuracy,
-        robust_interval=wilson_interval(int(robust.sum()), len(robust)),
+        images=len(robust),
+        clean_accuracy=float(tally.clean_correct.mean()),
+        clean_interval=_interval(tally.clean_correct),
+        robust_accuracy=float(robust.mean()),
+        robust_interval=_interval(robust),
+        curve=tuple(
+            RobustAt(eps=eps, robust_accuracy=float(flags.mean()), robust_interval=_interval(flags))
+            for eps, flags in curve
+        ),
         stages=stages,
-        class_robust_accuracy=tuple(_mean_or_none(robust[labels == k]) for k in range(classes)),
-        rejected=sum(chunk.rejected for chunk in chunks),
-        warnings=say_once(chain(*(chunk.warnings for chunk in chunks), _square_surprise(stages))),
+        class_clean_accuracy=_per_class(tally.clean_correct, tally.labels, classes),
+        class_robust_accuracy=_per_class(robust, tally.labels, classes),
+        protocol=show_protocol(recipe.suite, recipe.policy),
+        engine=engine,
+        precision=precision,
+        notes=tuple(notes),
+        could_still_break=tally.could_still_break.get(recipe.threat.eps),
+        stopped_early=stopped_early,
+        rejected=sum(event.rejected for event in events),
+        warnings=say_once(said),
+        forwards=sum(event.forwards for event in events),
+        backwards=sum(event.backwards for event in events),
         checkpoint_sha256=checkpoint_sha256,
         architecture=architecture,
-        engine=engine,
-        seconds=sum(stage.seconds for stage in stages),
+        preprocessing=preprocessing,
+        evidence_sha256=evidence_sha256,
+        seconds=sum(event.seconds for event in events),
     )
-
-
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a fraction; two fractions.
-
-        (p + z^2/2n  +-  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2/n),     p = successes / n, n = trials
-
-    Unlike p +- z sqrt(p (1 - p) / n) it is right at p = 0 and p = 1, where undefended models are.
-    Source: E. B. Wilson, JASA 22 (1927) 209.
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p = successes / trials
-    centre = p + z**2 / (2 * trials)
-    spread = z * (p * (1 - p) / trials + z**2 / (4 * trials**2)) ** 0.5
-    scale = 1 + z**2 / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def say_once(sentences: Iterable[str]) -> tuple[str, ...]:
@@ -73,21 +90,41 @@ def say_once(sentences: Iterable[str]) -> tuple[str, ...]:
     return tuple(first.values())
 
 
-def _flags(chunks: Sequence[ChunkDone], stage: int) -> NDArray[np.bool_]:
-    return np.array([flag == "1" for chunk in chunks for flag in chunk.stages[stage].standing])
+def _stages(tally: Tally, ran: Sequence[Ran]) -> tuple[StageResult, ...]:
+    """What each stage left of all images; those that an early stop kept from running are not among them."""
+    count, standing, stages = len(tally.images), len(tally.images), []
+    for stage in ran:
+        standing -= sum(event.standing.count("0") for event in stage.events)
+        stages.append(
+            StageResult(
+                name=stage.name,
+                phase=stage.phase,
+                eps=stage.eps,
+                attacked=stage.attacked,
+                accuracy=standing / count,
+                forwards=sum(event.forwards for event in stage.events),
+                backwards=sum(event.backwards for event in stage.events),
+                seconds=sum(event.seconds for event in stage.events),
+            )
+        )
+    return tuple(stages)
 
 
-def _mean_or_none(flags: NDArray[np.bool_]) -> float | None:
-    return float(flags.mean()) if len(flags) else None
+def _interval(flags: NDArray[np.bool_]) -> tuple[float, float]:
+    return wilson_interval(int(flags.sum()), len(flags))
+
+
+def _per_class(flags: NDArray[np.bool_], labels: NDArray[np.int64], classes: int) -> tuple[float | None, ...]:
+    return tuple(float(flags[labels == k].mean()) if (labels == k).any() else None for k in range(classes))
 
 
 def _square_surprise(stages: Sequence[StageResult]) -> list[str]:
-    """AutoAttack's check of Square, which pyautoattack skips when it is given one attack at a time."""
-    square = [stage.accuracy for stage in stages if stage.name == "square"]
-    others = [stage.accuracy for stage in stages if stage.name != "square"]
-    if not square or len(others) < 2 or min(square) >= min(others) - SQUARE_SURPRISE:
+    """AutoAttack's check of Square: what it breaks where attacks with gradients failed."""
+    drop = sum(before.accuracy - after.accuracy for before, after in pairwise(stages) if after.name == "square")
+    others = {stage.name for stage in stages} - {"clean", "square"}
+    if not others or drop <= SQUARE_SURPRISE + 1e-9:  # fractions subtracted
         return []
     return [
-        f"square, which uses no gradients, broke {min(others) - min(square):.2%} of the images where the attacks "
-        "with gradients had failed; these may mislead: try more queries and restarts, or an adaptive attack"
+        f"square, which uses no gradients, broke {drop:.2%} of the images where the attacks with gradients had "
+        "failed; these may mislead: try more queries and restarts, or an adaptive attack"
     ]

@@ -1,5 +1,6 @@
-"""Small models, small data and recipes for the tests of evaluation, and pyautoattack called directly."""
+"""Small models, small data, recipes and runs for the tests of evaluation, and pyautoattack called directly."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
+from dkl.evaluate import batch_seed, evaluate
+from dkl.events import BatchDone, EvaluateResult, Event, Finished
 from dkl.models import build
-from dkl.recipes import CNN, RECIPE, Evaluate
+from dkl.protocols import Evaluate
+from dkl.recipes import CNN, RECIPE
 from dkl.weights import LoadedModel
 
 SHA256 = "0" * 64
@@ -36,7 +40,7 @@ def cnn(classes: int = 10, seed: int = 0) -> nn.Module:
 
 
 def loaded(model: nn.Module, *, classes: int = 10, channels: int = 1) -> LoadedModel:
-    return LoadedModel(model.eval(), CNN(width=4), channels, classes, "npz:tiny", SHA256)
+    return LoadedModel(model.eval(), "CNN-4", channels, classes, "npz:tiny", SHA256)
 
 
 def write_images(
@@ -60,6 +64,37 @@ def evaluation(norm: str = "Linf", eps: float = 0.1, **changes: Any) -> Evaluate
     recipe = RECIPE.validate_python({**document, "threat": {"norm": norm, "eps": eps}, **changes})
     assert isinstance(recipe, Evaluate)
     return recipe
+
+
+def judge(
+    recipe: Evaluate, model: nn.Module | LoadedModel, data_dir: Path, workdir: Path | None = None, **about: Any
+) -> list[Event]:
+    """All events of an evaluation on the CPU; it works in `workdir`, else in data_dir / "work"."""
+    checkpoint = model if isinstance(model, LoadedModel) else loaded(model, **about)
+    folder = workdir or data_dir / "work"
+    folder.mkdir(exist_ok=True)
+    return list(evaluate(recipe, checkpoint, folder, device="cpu", data_dir=data_dir))
+
+
+def result(events: Sequence[Event]) -> EvaluateResult:
+    assert isinstance(events[-1], Finished)
+    assert isinstance(events[-1].result, EvaluateResult)
+    return events[-1].result
+
+
+def batches(events: Sequence[Event]) -> list[BatchDone]:
+    return [event for event in events if isinstance(event, BatchDone)]
+
+
+def left(events: Sequence[Event], name: str | None = None) -> list[int]:
+    """Positions of the images that stand after the attack called `name`, or at the end, ascending."""
+    standing: dict[int, str] = {}
+    for event in batches(events):
+        standing |= dict(zip(event.images, event.standing, strict=True))
+    if name is not None:
+        last = max(event.stage for event in batches(events) if event.name == name)
+        return left([event for event in batches(events) if event.stage <= last])
+    return sorted(image for image, flag in standing.items() if flag == "1")
 
 
 def quick_suite(*, steps: int, targets: int, queries: int, restarts: int = 1) -> list[dict[str, Any]]:
@@ -103,8 +138,27 @@ def quick_adversary(
     return adversary
 
 
+def left_by_pyautoattack(
+    model: nn.Module, recipe: Evaluate, x: Tensor, y: Tensor, **effort: int
+) -> list[list[int]]:
+    """Which images stand after each attack of KINDS, run one after the other on full batches of what is left."""
+    alive, after = list(range(len(x))), []
+    for kind in KINDS:
+        still = []
+        for number, first in enumerate(range(0, len(alive), recipe.chunk_size)):
+            rows = alive[first : first + recipe.chunk_size]
+            seed = batch_seed(recipe.seed, number)
+            adversary = quick_adversary(model, recipe.threat.norm, recipe.threat.eps, seed, **effort)
+            adversary.attacks_to_run = [kind]
+            flags = standing(adversary, x[rows], y[rows])
+            still += [row for row, flag in zip(rows, flags, strict=True) if flag == "1"]
+        alive = still
+        after.append(alive)
+    return after
+
+
 def standing(adversary: AutoAttack, x: Tensor, y: Tensor) -> str:
-    """Which images still stand after pyautoattack, as a Stage says it."""
+    """Which images still stand after pyautoattack, as a BatchDone says it."""
     with torch.random.fork_rng(devices=[]):
         _, y_adv = adversary.run_standard_evaluation(x, y, batch_size=len(x))
     return "".join("1" if flag else "0" for flag in (y_adv == y).tolist())

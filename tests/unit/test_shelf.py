@@ -1,0 +1,112 @@
+"""Finished batches: they come back as they were, and only to the question that they answer."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dkl.events import BatchDone
+from dkl.shelf import Shelf
+from dkl.tally import Finding
+
+ROWS = np.array([1, 4, 5])
+
+
+def shelf(workdir: Path, *, recipe: str = "r" * 64, checkpoint: str = "c" * 64) -> Shelf:
+    return Shelf(workdir, recipe=recipe, checkpoint=checkpoint)
+
+
+def batch(stage: int = 2, number: int = 1) -> tuple[BatchDone, Finding]:
+    event = BatchDone(
+        stage=stage,
+        name="apgd-ce",
+        phase="suite",
+        eps=8 / 255,
+        batch=number,
+        batches=3,
+        images=(1, 4, 5),
+        standing="010",
+        forwards=12,
+        backwards=10,
+        seconds=math.pi,
+        rejected=0,
+        warnings=("Grüße", 'a "quoted" \n line'),
+    )
+    found = Finding(
+        rows=ROWS,
+        broken=np.array([True, False, True]),
+        restart=np.array([0, -1, 3], np.int16),
+        target=np.array([-1, -1, 9], np.int16),
+        step=np.array([7, -1, 70_000], np.int32),
+        margin=np.array([-0.1, np.inf, np.float32(1e-30)], np.float32),
+        flat=np.array([False, True, False]),
+        x8=np.arange(6, dtype=np.uint8).reshape(1, 1, 2, 3),
+        x32=np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3) / 7,
+        in_8_bits=np.array([True, False, False]),
+    )
+    return event, found
+
+
+def test_a_batch_comes_back_as_it_was(tmp_path: Path) -> None:
+    event, found = batch()
+    shelf(tmp_path).write(event, found)
+    kept = shelf(tmp_path).read(2, 1, ROWS)
+    assert kept is not None
+    assert kept[0] == event
+    for name, value in found._asdict().items():
+        np.testing.assert_array_equal(getattr(kept[1], name), value, strict=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["stage-002-batch-0001.safetensors"]
+
+
+def test_what_is_not_there_is_none(tmp_path: Path) -> None:
+    shelf(tmp_path).write(*batch())
+    assert shelf(tmp_path).read(2, 0, ROWS) is None
+    assert shelf(tmp_path).read(1, 1, ROWS) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({"recipe": "s" * 64}, ROWS),
+        ({"checkpoint": "d" * 64}, ROWS),
+        ({}, np.array([1, 4])),
+        ({}, np.array([1, 4, 6])),
+    ],
+)
+def test_another_question_is_refused(changes: dict[str, str], rows: np.ndarray, tmp_path: Path) -> None:
+    shelf(tmp_path).write(*batch())
+    with pytest.raises(ValueError, match=r"holds verdicts of another recipe or checkpoint; use another work dir"):
+        shelf(tmp_path, **changes).read(2, 1, rows)
+
+
+def damage(content: bytes) -> list[bytes]:
+    return [b"", content[:4], content[:-10], b"\0" * len(content), content[:30] + b"\xff" + content[31:]]
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_a_damaged_file_is_a_sentence(kind: int, tmp_path: Path) -> None:
+    shelf(tmp_path).write(*batch())
+    [path] = tmp_path.iterdir()
+    path.write_bytes(damage(path.read_bytes())[kind])
+    with pytest.raises(ValueError, match=r"stage-002-batch-0001.safetensors is damaged; delete it to judge"):
+        shelf(tmp_path).read(2, 1, ROWS)
+
+
+def test_a_flipped_bit_is_seen(tmp_path: Path) -> None:
+    shelf(tmp_path).write(*batch())
+    [path] = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for place in range(len(whole) - 90, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="is damaged"):
+            shelf(tmp_path).read(2, 1, ROWS)
+
+
+@pytest.mark.parametrize("content", [{"dkl": "{}"}, {}, {"dkl": '{"recipe": "r"}'}])
+def test_foreign_files_are_damaged(content: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "stage-002-batch-0001.safetensors"
+    path.write_bytes(safetensors.numpy.save({"rows": ROWS}, metadata=content))
+    with pytest.raises(ValueError, match="is damaged"):
+        shelf(tmp_path).read(2, 1, ROWS)
