@@ -4,20 +4,27 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from dkl.catalog import RECIPES, Named, named, resolve
-from dkl.recipes import Checkpoint, Evaluate, Protocol, Recipe, Train
+from dkl.documents import Count
+from dkl.protocols import AnyProtocol, Checkpoint, Function, JobResult, Judgement, Timm, Zoo
+from dkl.recipes import Recipe
 from service import jobs, leaderboard
 from service.db import Job
 from service.problems import Problem
 from service.queue import ring
 from service.state import State, state_of
+from service.stored import download
 
 _INVALID: dict[int | str, dict[str, Any]] = {422: {"model": Problem, "description": "What to change, and where"}}
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such thing"}}
 _CONFLICT: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "Not in this state"}}
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {}}, "description": "The file; its ETag is its sha256"}
+}
 
 router = APIRouter(prefix="/api/v1", responses=_INVALID)
 
@@ -36,6 +43,9 @@ class JobRequest(BaseModel):
     """Laid over the named recipe: {"epochs": 2, "threat.eps": "4/255", "model.job": "0123456789ab"}."""
     recipe: Recipe | None = None
     """A whole recipe, instead of a name."""
+    top_k: Count | None = None
+    """For an evaluation: stop as soon as the model cannot be among the best so many of its board. Written into
+    the recipe as stop_below, from the board as it is now; a board with fewer rows stops nothing."""
 
     @model_validator(mode="after")
     def _one_way_only(self) -> Self:
@@ -52,7 +62,7 @@ class JobView(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: str
-    kind: Literal["train", "evaluate"]
+    kind: Literal["train", "evaluate", "corruptions"]
     name: str | None
     status: Literal["queued", "running", "cancelling", "succeeded", "failed", "canceled"]
     reason: str | None
@@ -70,7 +80,7 @@ class JobView(BaseModel):
 
 class RecipeView(BaseModel):
     name: str
-    kind: Literal["train", "evaluate"]
+    kind: Literal["train", "evaluate", "corruptions"]
     about: str
     needs: list[str]
     """Fields that have to be given as overrides: an evaluation needs its model."""
@@ -83,7 +93,7 @@ class RecipeView(BaseModel):
             name=name,
             kind=entry.recipe.kind,
             about=entry.about,
-            needs=["model"] if isinstance(entry.recipe, Protocol) else [],
+            needs=["model"] if isinstance(entry.recipe, AnyProtocol) else [],
             published=vars(entry.published) if entry.published else None,
             recipe=entry.recipe.model_dump(mode="json"),
         )
@@ -97,18 +107,27 @@ def create_job(body: JobRequest, request: Request) -> JobView:
     """Queue a job. It starts as soon as a worker is free and, for an evaluation, its model is trained."""
     state = state_of(request)
     recipe = body.recipe or resolve(body.name or "", body.overrides)
+    if body.top_k is not None:
+        recipe = leaderboard.stop_outside_top(state.db, recipe, body.top_k)
     job = submit(state, recipe, name=body.name)
     return JobView.model_validate(job)
 
 
-def submit(state: State, recipe: Train | Evaluate, *, name: str | None) -> Job:
-    if isinstance(recipe, Evaluate) and isinstance(recipe.model, Checkpoint):
-        sha256 = recipe.model.checkpoint
-        if not state.artifacts.has(sha256):
-            raise jobs.RefusedError(f"model.checkpoint: no checkpoint with sha256 {sha256} is stored here")
+def submit(state: State, recipe: Recipe, *, name: str | None) -> Job:
+    if isinstance(recipe, Judgement):
+        _require_source(state, recipe.model)
     job = jobs.create(state.db, recipe, name=name)
     ring(state.db, state.settings)
     return job
+
+
+def _require_source(state: State, source: JobResult | Checkpoint | Zoo | Timm | Function) -> None:
+    """RefusedError where no worker could get this model. (The ledger knows the jobs.)"""
+    match source:
+        case Checkpoint(checkpoint=sha256) if not state.artifacts.has(sha256):
+            raise jobs.RefusedError(f"model.checkpoint: no checkpoint with sha256 {sha256} is stored here")
+        case Function():
+            raise jobs.RefusedError(f"model.function: {source.refusal}")
 
 
 @router.get("/jobs")
@@ -144,10 +163,27 @@ async def job_events(
     request: Request,
     last_event_id: Annotated[int, Header(ge=0)] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events, live. status, started, epoch, chunk, finished carry an id; a stream goes on after it
-    with the header Last-Event-ID; progress is of the moment; end is the last one."""
+    """Server-sent events, live. status, started, epoch, batch, corruption, finished carry an id; a stream goes on
+    after it with the header Last-Event-ID; progress is of the moment; end is the last one. An evaluation says
+    batch when one stage is through with one batch of images: which of them stand, and what it took; one of common
+    corruptions says corruption when all images were classified under one corruption at one severity."""
     async for event in state_of(request).streams.follow(job.id, after=last_event_id):
         yield event
+
+
+@router.get("/jobs/{job_id}/evidence", response_class=FileResponse, responses=_FILE | _UNKNOWN)
+def job_evidence(job_id: str, request: Request) -> FileResponse:
+    """What proves an evaluation: per image what broke it, and the adversarial images, as safetensors.
+    `dklbench verify` checks it with the model."""
+    state = state_of(request)
+    return download(state.artifacts, jobs.get(state.db, job_id), "evidence")
+
+
+@router.get("/jobs/{job_id}/checkpoint", response_class=FileResponse, responses=_FILE | _UNKNOWN)
+def job_checkpoint(job_id: str, request: Request) -> FileResponse:
+    """The model that a job trained or judged, as safetensors, where it is stored here."""
+    state = state_of(request)
+    return download(state.artifacts, jobs.get(state.db, job_id), "checkpoint")
 
 
 @router.get("/recipes")

@@ -1,18 +1,25 @@
 """The `dklbench` command."""
 
+import json
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from dkl.catalog import RECIPES, parse_overrides
-from dkl.local import InterruptedRunError, prepare
+from dkl.datasets import check_name
+from dkl.explain import explain
+from dkl.local import InterruptedRunError, Judged, LocalRun, prepare
+from dkl.recipes import Model
 from service import terminal
 from service.client import Client, Event, ServiceError
 from service.demo import DemoError, tell_the_story
@@ -34,7 +41,11 @@ Overrides = Annotated[
 Url = Annotated[str | None, typer.Option(help="The service to talk to; default: DKLBENCH_URL, or this machine's.")]
 JobId = Annotated[str, typer.Argument(help="A job's id, see `dklbench jobs`.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+EvidenceFile = Annotated[Path, typer.Argument(help="An evidence.safetensors that an evaluation left.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.")]
+Workdir = Annotated[Path | None, typer.Option(help="Where it keeps its state and result.")]
+CheckpointFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The checkpoint to judge.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 
 
 def main() -> None:
@@ -139,12 +150,23 @@ def submit(
     recipe: Recipe,
     overrides: Overrides = None,
     url: Url = None,
+    top: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Stop an evaluation once its model cannot be among its board's best K."),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and draw its progress.")] = False,
 ) -> None:
     """Queue a job. An evaluation needs its model: model.job=ID of a training job."""
     with _client(url) as client:
-        job = client.submit(recipe, parse_overrides(overrides or []))
+        job = client.submit(recipe, parse_overrides(overrides or []), top_k=top)
         console.print(f"job [bold]{job['id']}[/] is queued: {client.url}/jobs/{job['id']}")
+        if top is not None:
+            below = job["recipe"]["stop_below"]
+            console.print(
+                f"its board has fewer than {top} rows, so nothing stops it"
+                if below is None
+                else f"it stops once its robust accuracy is certain to be below {below:.2%}"
+            )
         if watch:
             _watch(client, job)
 
@@ -209,13 +231,138 @@ def recipes() -> None:
 def run(
     recipe: Recipe,
     overrides: Overrides = None,
-    workdir: Annotated[Path | None, typer.Option(help="Where it keeps its state and result.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="The model to judge, for an evaluation.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    workdir: Workdir = None,
+    checkpoint: CheckpointFile = None,
+    device: Device = "auto",
 ) -> None:
     """Run a recipe here and now, without the service. Run it again to go on where it was interrupted."""
-    local = prepare(recipe, overrides or [], checkpoint=checkpoint, workdir=workdir)
+    _run_here(prepare(recipe, overrides or [], judged=Judged(checkpoint), workdir=workdir), device)
+
+
+@app.command()
+def evaluate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="An evaluation's name, which --zoo can do without, then changes to it such as images=100.",
+            metavar="RECIPE PATH=VALUE",
+        ),
+    ] = None,
+    checkpoint: CheckpointFile = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="A function that returns an nn.Module, x in [0, 1] -> logits."),
+    ] = None,
+    zoo: Annotated[
+        str | None, typer.Option(metavar="DATASET/THREAT/NAME", help="A model of RobustBench's zoo.")
+    ] = None,
+    timm: Annotated[str | None, typer.Option(metavar="NAME", help="A pretrained model of timm.")] = None,
+    workdir: Workdir = None,
+    device: Device = "auto",
+) -> None:
+    """Judge a model here and now, without the service: one of --checkpoint, --model, --zoo, --timm."""
+    given = words or []
+    recipe, changes = (given[0], given[1:]) if given and "=" not in given[0] else (None, given)
+    judged = Judged(checkpoint, model, zoo, timm)
+    _run_here(prepare(recipe, changes, judged=judged, workdir=workdir), device)
+
+
+def _run_here(local: LocalRun, device: str) -> None:
     events = local.events(device=device, data_dir=settings().datasets_dir)
     with terminal.Bars() as bars:
-        bars.follow(bars.add(recipe), (Event(e.kind, e.model_dump(mode="json")) for e in events))
+        bars.follow(bars.add(local.name), (Event(e.kind, e.model_dump(mode="json")) for e in events))
     console.print(f"everything it left is in {local.workdir}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Weights of others: .pt, .pth, .safetensors.", metavar="FILE")],
+    target: Annotated[Path, typer.Argument(help="The checkpoint to write.", metavar="OUT.safetensors")],
+    architecture: Annotated[
+        str, typer.Option(help='As recipes have it: {"kind": "wide-resnet", "depth": 34, "width": 10}.')
+    ],
+    dataset: Annotated[str, typer.Option(help="What it was trained on: cifar10, npz:mine, ...")],
+    entry: Annotated[str | None, typer.Option(help="The state dict to take, if the file holds several.")] = None,
+) -> None:
+    """Make a checkpoint of weights that other code saved. Nothing in the file is run."""
+    network, trained_on = _architecture(architecture), check_name(dataset)
+    from dkl.foreign import convert as convert_weights  # torch: seconds that a mistyped word should not cost
+
+    sha256 = convert_weights(source, target, architecture=network, dataset=trained_on, entry=entry)
+    console.print(f"{target} is a checkpoint with sha256 {sha256}")
+
+
+def _architecture(text: str) -> Model:
+    """The architecture that --architecture describes; ValueError with a sentence where it is none."""
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'--architecture is not JSON ({error}); write such as \'{{"kind": "resnet"}}\'') from None
+    try:
+        return TypeAdapter(Model).validate_python(document)
+    except ValidationError as error:
+        faults = explain(error.errors(include_url=False), document, Model)
+        raise ValueError("; ".join(f"--architecture: {fault}" for fault in faults)) from None
+
+
+# --- evidence ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def evidence(
+    job_id: JobId,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: JOB-evidence.safetensors.")] = None,
+    url: Url = None,
+) -> None:
+    """Download the evidence of an evaluation."""
+    target = out or Path(f"{job_id}-evidence.safetensors")
+    with _client(url) as client:
+        client.download(job_id, "evidence", target)
+    console.print(f"{target} is the evidence of job {job_id}")
+
+
+@app.command()
+def verify(
+    evidence: Annotated[
+        Path,
+        typer.Argument(help="An evidence.safetensors, or the id of the job that left it.", metavar="FILE|JOB"),
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The model that was judged; default: the job's.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data set lies; default: the service's.")] = None,
+    device: Device = "auto",
+    url: Url = None,
+) -> None:
+    """Prove an evaluation: check every image of its evidence with the model. Exit code 1 if a claim fails."""
+    from service.evidence import prove
+
+    with _files(evidence, checkpoint, url) as (file, model):
+        proved = prove(file, checkpoint=model, data_dir=data_dir or settings().datasets_dir, device=device)
+    if not proved:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _files(evidence: Path, checkpoint: Path | None, url: str | None) -> Iterator[tuple[Path, Path]]:
+    """Evidence and checkpoint as files; those of a job are downloaded, and removed at the end."""
+    if evidence.exists() or not re.fullmatch("[0-9a-f]{12}", str(evidence)):
+        if checkpoint is None:
+            raise ValueError(f"say which model {evidence} is about with --checkpoint FILE")
+        yield evidence, checkpoint
+        return
+    with TemporaryDirectory() as folder, _client(url) as client:
+        downloaded = Path(folder) / "evidence.safetensors"
+        client.download(str(evidence), "evidence", downloaded)
+        if checkpoint is None:
+            checkpoint = Path(folder) / "model.safetensors"
+            client.download(str(evidence), "checkpoint", checkpoint)
+        yield downloaded, checkpoint
+
+
+@app.command()
+def compare(a: EvidenceFile, b: EvidenceFile) -> None:
+    """Compare two models image by image, from the evidence of their evaluations on the same images."""
+    from service.evidence import comparison
+
+    console.print(comparison(a, b))

@@ -20,8 +20,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from dkl.events import ChunkDone, Epoch, EvaluateResult, Finished, Progress, Started
-from dkl.recipes import RECIPE, Checkpoint, Evaluate, JobResult, Train, fingerprint
+from dkl.events import BatchDone, CorruptionDone, Epoch, EvaluateResult, Finished, Progress, Started
+from dkl.protocols import Checkpoint, EvaluateCorruptions, JobResult, Judgement
+from dkl.recipes import RECIPE, Recipe, fingerprint
 from service.db import Job, JobEvent, now, reading, writing
 
 TERMINAL = frozenset({"succeeded", "failed", "canceled"})
@@ -56,16 +57,17 @@ class Claim:
     job_id: str
     attempt: int
     worker: str
-    recipe: Train | Evaluate
+    recipe: Recipe
     checkpoint: str | None
-    """sha256 of the model to judge; for evaluations."""
+    """sha256 of the stored checkpoint to judge; for evaluations of one."""
 
 
 # --- asking -----------------------------------------------------------------------------------------------
 
 
-def create(db: Engine, recipe: Train | Evaluate, *, name: str | None = None) -> Job:
+def create(db: Engine, recipe: Recipe, *, name: str | None = None) -> Job:
     """A new queued job. RefusedError where it waits for a job that cannot give it a model."""
+    threat = None if isinstance(recipe, EvaluateCorruptions) else recipe.threat
     with writing(db) as session:
         job = Job(
             id=secrets.token_hex(6),
@@ -76,8 +78,8 @@ def create(db: Engine, recipe: Train | Evaluate, *, name: str | None = None) -> 
             parent_id=_parent(session, recipe),
             status="queued",
             dataset=recipe.dataset,
-            norm=recipe.threat.norm if recipe.threat else None,
-            eps=recipe.threat.eps if recipe.threat else None,
+            norm=threat.norm if threat else None,
+            eps=threat.eps if threat else None,
             created_at=_clock(session),
         )
         session.add(job)
@@ -86,8 +88,8 @@ def create(db: Engine, recipe: Train | Evaluate, *, name: str | None = None) -> 
         return job
 
 
-def _parent(session: Session, recipe: Train | Evaluate) -> str | None:
-    if not isinstance(recipe, Evaluate) or not isinstance(recipe.model, JobResult):
+def _parent(session: Session, recipe: Recipe) -> str | None:
+    if not isinstance(recipe, Judgement) or not isinstance(recipe.model, JobResult):
         return None
     parent = session.get(Job, recipe.model.job, with_for_update=True)
     if parent is None:
@@ -182,11 +184,13 @@ def claim(db: Engine, job_id: str, *, worker: str, lease_seconds: float) -> Clai
         return Claim(job.id, job.attempt, worker, recipe, _checkpoint(session, job, recipe))
 
 
-def _checkpoint(session: Session, job: Job, recipe: Train | Evaluate) -> str | None:
-    if not isinstance(recipe, Evaluate):
+def _checkpoint(session: Session, job: Job, recipe: Recipe) -> str | None:
+    if not isinstance(recipe, Judgement):
         return None
     if isinstance(recipe.model, Checkpoint):
         return recipe.model.checkpoint
+    if not isinstance(recipe.model, JobResult):
+        return None
     parent = session.get_one(Job, job.parent_id)
     assert parent.result is not None  # _ready() saw it succeed
     sha256: str = parent.result["checkpoint_sha256"]
@@ -201,7 +205,7 @@ def heartbeat(db: Engine, claim: Claim, *, lease_seconds: float) -> bool:
         return job.status == "running"
 
 
-def append(db: Engine, claim: Claim, event: Started | Progress | Epoch | ChunkDone) -> bool:
+def append(db: Engine, claim: Claim, event: Started | Progress | Epoch | BatchDone | CorruptionDone) -> bool:
     """Write down what the job said, once. True: go on; False: somebody asked to cancel."""
     with writing(db) as session:
         job = _claimed(session, claim)

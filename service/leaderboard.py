@@ -1,16 +1,22 @@
-"""The ranking: succeeded evaluations of this service and published results, one row type, nothing kept beside."""
+"""The ranking: succeeded evaluations of this service and published results, one row type, nothing kept beside.
+
+A screen is an estimate, and an evaluation that stopped early has an upper bound: neither is ranked.
+"""
 
 from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
-from sqlalchemy import Engine, select
+from sqlalchemy import ColumnElement, Engine, and_, select
 from sqlalchemy.orm import aliased
 
 from dkl.catalog import RECIPES, Named
 from dkl.datasets import show_name
-from dkl.recipes import Norm, Train, show_model, show_pixels, show_suite
+from dkl.documents import Norm, show_pixels
+from dkl.protocols import Evaluate, Policy, show_protocol
+from dkl.recipes import Recipe, Train, show_model
 from service.db import Job, reading
+from service.jobs import RefusedError
 
 Sort = Literal["robust_accuracy", "-robust_accuracy", "clean_accuracy", "-clean_accuracy", "name", "-name"]
 
@@ -51,7 +57,12 @@ class Row(BaseModel):
     images: int | None
     """Test images behind the numbers; absent where the source does not say."""
     suite: str
-    """"AutoAttack standard", ...; only this one is comparable with RobustBench."""
+    """What was done: "AutoAttack standard", "AutoAttack standard, audited", ..., "custom". Only the first one is
+    RobustBench's protocol."""
+    policy: Policy | None
+    """How the suite was run; for measured rows."""
+    engine: str | None
+    """Who ran the attacks, with version; for measured rows."""
     job_id: str | None
     """The evaluation; for measured rows."""
     model_job_id: str | None
@@ -99,10 +110,47 @@ def find(db: Engine, question: Question) -> Leaderboard:
 
 
 def _boards(db: Engine) -> list[Board]:
-    query = select(Job.dataset, Job.norm, Job.eps).where(Job.kind == "evaluate", Job.status == "succeeded")
+    query = select(Job.dataset, Job.norm, Job.eps).where(_ranked())
     with reading(db) as session:
         measured = [Board(dataset=d, norm=n, eps=e) for d, n, e in session.execute(query)]
     return [board for board, _ in Counter([*measured, *map(_board_of, _published())]).most_common()]
+
+
+def why_unranked(job: Job) -> str | None:
+    """Why a succeeded evaluation is on no board, in a sentence; None where it is on one."""
+    if job.recipe.get("policy") == "screen":
+        return "Not ranked: a screen is an estimate."
+    if (job.result or {}).get("stopped_early"):
+        return "Not ranked: it stopped early, and has an upper bound only."
+    return None
+
+
+def _ranked() -> ColumnElement[bool]:
+    """The same as a condition of a query."""
+    return and_(
+        Job.kind == "evaluate",
+        Job.status == "succeeded",
+        Job.recipe["policy"].as_string().is_distinct_from("screen"),
+        Job.result["stopped_early"].as_boolean().is_not(True),
+    )
+
+
+def stop_outside_top(db: Engine, recipe: Recipe, k: int) -> Evaluate:
+    """`recipe`, stopping as soon as its model cannot be among the best `k` of its board as the board is now.
+
+    An equal robust accuracy shares the rank, so only less than the k-th best stops. RefusedError where `recipe`
+    is no evaluation, or says itself when to stop.
+    """
+    if not isinstance(recipe, Evaluate):
+        unranked = "training" if isinstance(recipe, Train) else "accuracy under corruptions"
+        raise RefusedError(
+            f"top_k: {unranked} is not ranked; leave it out, and give it with the model's evaluation under attack"
+        )
+    if recipe.stop_below is not None:
+        raise RefusedError(f"top_k: the recipe has stop_below {recipe.stop_below:g} already; give one of the two")
+    board = Board(dataset=recipe.dataset, norm=recipe.threat.norm, eps=recipe.threat.eps)
+    best = _rows(db, board, "-robust_accuracy", "")
+    return recipe.model_copy(update={"stop_below": best[k - 1].robust_accuracy}) if len(best) >= k else recipe
 
 
 def _rows(db: Engine, board: Board, sort: Sort, search: str) -> list[Row]:
@@ -125,7 +173,7 @@ def _measured(db: Engine, board: Board) -> list[Row]:
     query = (
         select(Job, parent.name)
         .outerjoin(parent, Job.parent_id == parent.id)
-        .where(Job.kind == "evaluate", Job.status == "succeeded")
+        .where(_ranked())
         .where(Job.dataset == board.dataset, Job.norm == board.norm, Job.eps == board.eps)
     )
     with reading(db) as session:
@@ -136,7 +184,7 @@ def _measured_row(job: Job, trained_as: str | None) -> Row:
     result = job.result or {}
     return Row(
         rank=0,
-        name=trained_as or (f"{result['architecture']} {result['checkpoint_sha256'][:8]}"),
+        name=trained_as or _source_name(job) or f"{result['architecture']} {result['checkpoint_sha256'][:8]}",
         source="measured",
         dataset=job.dataset,
         norm=job.norm,
@@ -146,13 +194,29 @@ def _measured_row(job: Job, trained_as: str | None) -> Row:
         robust_accuracy=result["robust_accuracy"],
         robust_interval=result["robust_interval"],
         images=result["images"],
-        suite=show_suite(job.recipe["suite"]),
+        suite=show_suite(job),
+        policy=job.recipe.get("policy", "exact"),
+        engine=result["engine"],
         job_id=job.id,
         model_job_id=job.parent_id,
         citation=None,
         url=None,
         finished_at=job.finished_at,
     )
+
+
+def show_suite(job: Job) -> str:
+    """What an evaluation does, as tables name it: "AutoAttack standard, audited", "custom, by pyautoattack"."""
+    recipe = job.recipe
+    protocol = (job.result or {}).get("protocol") or show_protocol(recipe["suite"], recipe.get("policy", "exact"))
+    # Before recipes named an engine, it was the reference.
+    return f"{protocol}, by pyautoattack" if recipe.get("engine", "pyautoattack") == "pyautoattack" else protocol
+
+
+def _source_name(job: Job) -> str | None:
+    """A zoo model's or a timm model's name."""
+    source = job.recipe["model"]
+    return str(source["zoo"]).rpartition("/")[2] if "zoo" in source else source.get("timm")
 
 
 def _published() -> list[Row]:
@@ -177,6 +241,8 @@ def _published_row(name: str, entry: Named) -> Row:
         robust_interval=None,
         images=None,
         suite="AutoAttack standard",
+        policy=None,
+        engine=None,
         job_id=None,
         model_job_id=None,
         citation=published.source,

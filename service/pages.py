@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -16,12 +17,16 @@ from fastapi.responses import RedirectResponse
 from fastapi.templating import Jinja2Templates
 
 from dkl.catalog import RECIPES, Named
-from dkl.datasets import DATASETS, show_name
-from dkl.recipes import Protocol, Train, show_model, show_pixels
+from dkl.datasets import show_name
+from dkl.documents import show_pixels
+from dkl.protocols import AnyProtocol, CorruptionProtocol
+from dkl.recipes import Train, show_model
 from service import jobs, leaderboard
 from service.db import Job, JobEvent
-from service.leaderboard import Board, Row
+from service.leaderboard import Board, Row, show_suite, why_unranked
 from service.state import state_of
+from service.stored import stored_file
+from service.verdict import curve_of, verdict_of
 
 _WEB = Path(__file__).parent / "web"
 router = APIRouter(include_in_schema=False)
@@ -58,9 +63,11 @@ def jobs_page(request: Request) -> Response:
 
 @router.get("/jobs/{job_id}")
 def job_page(job_id: str, request: Request) -> Response:
-    db = state_of(request).db
+    state = state_of(request)
+    db = state.db
     job = jobs.get(db, job_id)
     events = jobs.events(db, job_id)
+    verdict = verdict_of(job, events) if job.kind == "evaluate" else None
     context = {
         "job": job,
         "over": job.status in jobs.TERMINAL,
@@ -68,8 +75,10 @@ def job_page(job_id: str, request: Request) -> Response:
         "children": jobs.children(db, job_id),
         "history": [event for event in events if event.kind in {"status", "started"}],
         "epochs": [event.payload for event in reversed(events) if event.kind == "epoch"],
-        "waterfall": _waterfall(job, events) if job.kind == "evaluate" else None,
-        "classes": _classes(job),
+        "verdict": verdict,
+        "curve": curve_of(verdict.points) if verdict else None,
+        "corruptions": _corruptions(job, events) if job.kind == "corruptions" else None,
+        "stored": {kind for kind in ("evidence", "checkpoint") if stored_file(state.artifacts, job, kind)},
         "judges": _judges(job),
         "published": _published(job),
     }
@@ -101,55 +110,59 @@ def error_page(request: Request, status: int, sentence: str) -> Response:
 # --- what a job page shows --------------------------------------------------------------------------------
 
 
-class Step(NamedTuple):
-    """What one stage of an evaluation left standing, as fractions of the images seen."""
-
+class CorruptionRow(NamedTuple):
     name: str
-    accuracy: float
-    before: float
-    seconds: float
+    accuracies: list[float | None]
+    """One per severity; absent while it is not done."""
+    mean: float | None
 
 
-class Waterfall(NamedTuple):
-    steps: list[Step]
+class CorruptionTable(NamedTuple):
+    severities: list[int]
+    rows: list[CorruptionRow]
+    means: list[float | None]
+    """Over the corruptions, one per severity."""
+    mean: float | None
+    clean: float | None
     images: int
-    chunk: int
-    chunks: int
+    done: int
+    total: int
+    """Cells."""
 
 
-def _waterfall(job: Job, events: Sequence[JobEvent]) -> Waterfall | None:
-    """The accuracy after each stage: of the result, or before the end of the chunks so far."""
-    chunks = [event.payload for event in events if event.kind == "chunk"]
-    total = chunks[0]["chunks"] if chunks else 0
-    if job.result:
-        stages = [(s["name"], s["accuracy"], s["seconds"]) for s in job.result["stages"]]
-        images = job.result["images"]
-    elif chunks:
-        columns = list(zip(*(chunk["stages"] for chunk in chunks), strict=True))
-        flags = ["".join(stage["standing"] for stage in column) for column in columns]
-        images = len(flags[0])
-        stages = [
-            (column[0]["name"], standing.count("1") / images, sum(stage["seconds"] for stage in column))
-            for column, standing in zip(columns, flags, strict=True)
-        ]
-    else:
-        return None
-    before = [1.0, *(accuracy for _, accuracy, _ in stages)]
-    steps = [Step(name, accuracy, b, s) for (name, accuracy, s), b in zip(stages, before, strict=False)]
-    return Waterfall(steps, images, len(chunks), total)
+def _corruptions(job: Job, events: Sequence[JobEvent]) -> CorruptionTable:
+    """The accuracies that are known so far; a mean is known once all that it is over is."""
+    passes = [event.payload for event in events if event.kind == "corruption"]
+    known: dict[tuple[str, int], float] = {(p["corruption"], p["severity"]): p["accuracy"] for p in passes}
+    severities, names = job.recipe["severities"], job.recipe["corruptions"]
+    cells = [[known.get((name, severity)) for severity in severities] for name in names]
+    rows = [CorruptionRow(name.replace("_", " "), row, _mean(row)) for name, row in zip(names, cells, strict=True)]
+    return CorruptionTable(
+        severities=severities,
+        rows=rows,
+        means=[_mean(column) for column in zip(*cells, strict=True)],
+        mean=_mean([accuracy for row in cells for accuracy in row]),
+        clean=known.get(("clean", 0)),
+        images=passes[0]["images"] if passes else 0,
+        done=len(known.keys() - {("clean", 0)}),
+        total=len(names) * len(severities),
+    )
 
 
-def _classes(job: Job) -> list[tuple[str, float | None]]:
-    """The robust accuracy of each class."""
-    accuracies = (job.result or {}).get("class_robust_accuracy", ())
-    names = DATASETS[job.dataset].class_names if job.dataset in DATASETS else map(str, range(len(accuracies)))
-    return list(zip(names, accuracies, strict=False))
+def _mean(accuracies: Sequence[float | None]) -> float | None:
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    return fmean(known) if len(known) == len(accuracies) else None
 
 
 def _judges(job: Job) -> list[str]:
-    """The catalogue's evaluations that fit this job's data and threat model."""
-    protocols = ((name, entry.recipe) for name, entry in RECIPES.items() if isinstance(entry.recipe, Protocol))
-    return [n for n, r in protocols if r.dataset == job.dataset and job.norm in {None, r.threat.norm}]
+    """The catalogue's evaluations that fit this job's data and threat model; of corruptions all fit."""
+    protocols = ((name, entry.recipe) for name, entry in RECIPES.items() if isinstance(entry.recipe, AnyProtocol))
+    return [
+        name
+        for name, recipe in protocols
+        if recipe.dataset == job.dataset
+        and (isinstance(recipe, CorruptionProtocol) or job.norm in {None, recipe.threat.norm})
+    ]
 
 
 def _published(job: Job) -> Named | None:
@@ -215,6 +228,14 @@ def _count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def _many(number: float) -> str:
+    """Exact as far as it is short: "98,304", "1.31 M"."""
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return _count(number)
+
+
 def _duration(seconds: float) -> str:
     """The two largest units: "3 min 20 s"."""
     if seconds < 9.95:
@@ -249,6 +270,13 @@ def _title(job: Job) -> str:
     return job.name or f"{job.kind} on {show_name(job.dataset)}"
 
 
+def _hedge(job: Job) -> str:
+    """The word that a robust accuracy needs in front: "at most" where the evaluation stopped early."""
+    if (job.result or {}).get("stopped_early"):
+        return "at most"
+    return "estimate" if job.recipe.get("policy") == "screen" else ""
+
+
 def _architecture(job: Job) -> str:
     return show_model(Train.model_validate(job.recipe).model)
 
@@ -273,6 +301,8 @@ def _leaves(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
 def _field(path: str, value: Any) -> str:
     if path.endswith(".eps") and isinstance(value, float):
         return show_pixels(value)
+    if path == "curve":
+        return ", ".join(map(show_pixels, value)) or "none"
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -288,10 +318,14 @@ _templates.env.filters.update(
     dataset=show_name,
     percent=_percent,
     count=_count,
+    many=_many,
     duration=_duration,
     ago=_ago,
     when=_when,
     title_of=_title,
+    suite_of=show_suite,
+    hedge=_hedge,
+    unranked=why_unranked,
     architecture=_architecture,
     fields=_fields,
 )

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from dkl.catalog import UnknownRecipeError
 from dkl.explain import Fault, InvalidRecipeError, explain
 from service import jobs, pages
+from service.stored import NoFileError
 
 
 class FieldError(BaseModel):
@@ -57,6 +58,10 @@ async def _unknown_job(request: Request, error: jobs.UnknownJobError) -> Respons
     return _answer(request, 404, str(error))
 
 
+async def _no_file(request: Request, error: NoFileError) -> Response:
+    return _answer(request, 404, str(error))
+
+
 async def _refused(request: Request, error: jobs.RefusedError) -> Response:
     return _answer(request, 422, str(error))
 
@@ -82,6 +87,7 @@ HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] =
     InvalidRecipeError: _invalid_recipe,
     UnknownRecipeError: _unknown_recipe,
     jobs.UnknownJobError: _unknown_job,
+    NoFileError: _no_file,
     jobs.RefusedError: _refused,
     jobs.TooLateError: _too_late,
     HTTPException: _http,

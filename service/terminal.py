@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dkl.recipes import show_pixels
+from dkl.documents import show_pixels
 from service.client import Event
 
 console = Console(highlight=False)
@@ -66,6 +66,8 @@ class Bars:
             case "finished":
                 total = next((t.total for t in self._progress.tasks if t.id == bar), None) or 1
                 self._progress.update(bar, completed=total, total=total, state=_result(data["result"]))
+                for remark in _remarks(data["result"]):
+                    self._progress.console.print(remark)
         return status
 
 
@@ -80,7 +82,32 @@ def _epoch(data: dict[str, Any]) -> str:
 def _result(result: dict[str, Any]) -> str:
     if result["kind"] == "train":
         return f"[green]trained[/]: {result['clean_accuracy']:.1%} clean, {result['seconds']:.0f} s"
-    return f"[green]judged[/]: {result['clean_accuracy']:.1%} clean, [bold]{result['robust_accuracy']:.1%} robust"
+    if result["kind"] == "corruptions":
+        accuracies = f"{result['clean_accuracy']:.1%} clean, [bold]{result['corruption_accuracy']:.1%} corrupted"
+        return f"[green]judged[/]: {accuracies}"
+    at_most = "at most " if result.get("stopped_early") else ""
+    line = (
+        f"[green]judged[/]: {result['clean_accuracy']:.1%} clean, "
+        f"{at_most}[bold]{result['robust_accuracy']:.1%} robust[/]"
+    )
+    match result.get("protocol"):
+        case None | "AutoAttack standard":
+            return line
+        case "screen":
+            return f"{line}, an estimate, not AutoAttack"
+        case protocol:
+            return f"{line}, {protocol}"
+
+
+def _remarks(result: dict[str, Any]) -> list[str]:
+    """What somebody should know who reads the accuracies."""
+    remarks = [f"[yellow]suspicious:[/] {escape(warning)}" for warning in result.get("warnings", ())]
+    if (more := result.get("could_still_break")) is not None:
+        remarks.append(
+            f"with 95 % confidence the whole suite would break at most {round(more * result['images'])} more of "
+            f"{result['images']} images"
+        )
+    return remarks
 
 
 def leaderboard_table(found: dict[str, Any]) -> Table:
@@ -124,7 +151,7 @@ def jobs_table(jobs: Sequence[dict[str, Any]]) -> Table:
 def recipes_table(recipes: Sequence[dict[str, Any]]) -> Table:
     table = Table("recipe", "what it does", "threat model")
     for recipe in recipes:
-        threat = recipe["recipe"]["threat"]
+        threat = recipe["recipe"].get("threat")
         where = f"{threat['norm']} {show_pixels(threat['eps'])}" if threat else ""
         table.add_row(recipe["name"], recipe["about"], where)
     return table

@@ -1,13 +1,37 @@
 """A recipe and what its run might say, for tests of everything around the library."""
 
 from dkl.catalog import resolve
-from dkl.events import Epoch, EvaluateResult, Finished, Progress, StageResult, TrainResult
+from dkl.events import (
+    BatchDone,
+    Epoch,
+    EvaluateResult,
+    Finished,
+    Progress,
+    RobustAt,
+    StageResult,
+    TrainResult,
+)
 
 TRAIN = resolve("natural-digits", {})
 EPOCH = Epoch(
     epoch=1, epochs=2, loss=0.5, clean_accuracy=0.9, adversarial_accuracy=None, eps=None, lr=0.1, seconds=1.0
 )
 PROGRESS = Progress(phase="epoch 1 of 2", done=1, total=2, rate=10, eta_seconds=3)
+BATCH = BatchDone(
+    stage=3,
+    name="apgd-t",
+    phase="audit",
+    eps=0.2,
+    batch=0,
+    batches=1,
+    images=(3, 5),
+    standing="01",
+    forwards=1818,
+    backwards=1800,
+    seconds=1.0,
+    rejected=0,
+    warnings=(),
+)
 TRAINED = Finished(
     result=TrainResult(checkpoint_sha256="a" * 64, parameters=10, epochs=2, clean_accuracy=0.95, seconds=2.0)
 )
@@ -15,15 +39,38 @@ JUDGED = Finished(
     result=EvaluateResult(
         images=2,
         clean_accuracy=1.0,
+        clean_interval=(0.3, 1.0),
         robust_accuracy=0.5,
         robust_interval=(0.1, 0.9),
-        stages=(StageResult(name="clean", accuracy=1.0, seconds=0.1),),
+        curve=(RobustAt(eps=0.2, robust_accuracy=0.5, robust_interval=(0.1, 0.9)),),
+        stages=(
+            StageResult(
+                name="clean",
+                phase="clean",
+                eps=0.0,
+                attacked=2,
+                accuracy=1.0,
+                forwards=2,
+                backwards=0,
+                seconds=0.1,
+            ),
+        ),
+        class_clean_accuracy=(1.0,),
         class_robust_accuracy=(0.5,),
+        protocol="AutoAttack standard",
+        engine="dkl-bench 0.1.0",
+        precision="float32",
+        notes=(),
+        could_still_break=None,
+        stopped_early=False,
         rejected=0,
         warnings=(),
+        forwards=2,
+        backwards=0,
         checkpoint_sha256="a" * 64,
         architecture="CNN-32",
-        engine="pyautoattack 0.2.0",
+        preprocessing="none",
+        evidence_sha256="e" * 64,
         seconds=1.0,
     )
 )

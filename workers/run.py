@@ -16,8 +16,8 @@ from typing import TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
-from dkl.events import Finished, Progress, TrainResult
-from dkl.recipes import Checkpoint, JobResult
+from dkl.events import Finished, Progress
+from dkl.protocols import Checkpoint, JobResult
 from service import jobs
 from service.artifacts import Artifacts
 from service.queue import ring
@@ -25,6 +25,8 @@ from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 0.5
+_LEFT = {"train": "model.safetensors", "evaluate": "evidence.safetensors"}
+"""The file that a job of each kind leaves; one of corruptions leaves its result alone."""
 _T = TypeVar("_T")
 
 
@@ -66,8 +68,8 @@ def _run_claimed(claim: jobs.Claim, settings: Settings, db: Engine, stop: Callab
     workdir = settings.workdir(claim.job_id)
     try:
         finished = _follow(claim, workdir, settings, db, stop)
-        if finished and isinstance(finished.result, TrainResult):
-            Artifacts(settings.artifacts_dir).put(workdir / "model.safetensors")
+        if finished and (left := _LEFT.get(finished.result.kind)):  # the file before the result that names it
+            Artifacts(settings.artifacts_dir).put(workdir / left)
     except jobs.ClaimLostError:
         raise
     except (ValueError, ArithmeticError) as error:  # what the library explains itself
@@ -89,7 +91,7 @@ def _follow(
     """Run the recipe and write down its events; None where it was stopped before the end."""
     from dkl import engine  # imports torch
 
-    def fetch(source: JobResult | Checkpoint) -> Path:
+    def fetch(_: JobResult | Checkpoint) -> Path:
         assert claim.checkpoint is not None  # the ledger knows it: of an earlier job, or named in the recipe
         return Artifacts(settings.artifacts_dir).path(claim.checkpoint)
 

@@ -38,7 +38,7 @@ def _serve(folder: Path) -> Iterator[story.Site]:
         while not server.started and thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert server.started
-        yield story.Site(f"http://127.0.0.1:{listener.getsockname()[1]}", state.db)
+        yield story.Site(f"http://127.0.0.1:{listener.getsockname()[1]}", state.db, state.artifacts)
         state.streams.close()
         server.should_exit = True
         thread.join(20)
@@ -46,13 +46,22 @@ def _serve(folder: Path) -> Iterator[story.Site]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[story.Site]:
-    """A service with a short history: two measured models on digits, the published ones, and one failure."""
+    """A service with a short history: two measured models on digits, the published ones, and one failure.
+
+    One of the models was also judged in the other ways: screened, stopped early, audited at several radii.
+    """
     serving = _serve(tmp_path_factory.mktemp("site"))
     site = next(serving)
     natural = story.trained(site.db, "natural-digits", epochs=15, accuracy=0.98)
     robust = story.trained(site.db, "ikl-at-digits")
     story.judged(site.db, natural, clean=0.98, robust=0.07)
     story.judged(site.db, robust, clean=0.95, robust=0.71)
+    story.judged(site.db, robust, robust=0.73, overrides={"policy": "screen"}, warnings=(story.WARNING,))
+    story.judged(site.db, robust, robust=0.55, overrides={"stop_below": 0.71}, stopped_early=True)
+    story.judged(
+        site.db, robust, robust=0.65, overrides={"policy": "audited", "threat.eps": 0.1, "curve": [0.02, 0.05]},
+        could_still_break=0.04, notes=(story.NOTE,), precision="float16",
+    )  # fmt: skip
     broken = jobs.create(site.db, story.resolve("natural-digits", {"seed": 3}), name="natural-digits")
     jobs.fail(site.db, story.start(site.db, broken), "loss is nan at epoch 12, batch 40")
     yield site

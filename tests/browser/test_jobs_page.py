@@ -1,17 +1,20 @@
 """The list of jobs and the page of one job in a browser, live."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import story
 from playwright.sync_api import Locator, Page, expect
 
 from dkl.events import Finished, TrainResult
+from dkl.protocols import Evaluate
 from service import jobs
 from service.db import Job
 
 NewPage = Callable[..., Page]
+NONE = "\N{EN DASH}"
 DONE = Finished(
     result=TrainResult(checkpoint_sha256=story.SHA256, parameters=10, epochs=10, clean_accuracy=0.93, seconds=13)
 )
@@ -107,36 +110,181 @@ def test_a_broken_stream_goes_on(site: story.Site, new_page: NewPage, running: t
     expect(curve(page, epochs=3)).to_be_visible()
 
 
-def test_the_waterfall_falls_chunk_by_chunk(site: story.Site, page: Page) -> None:
-    model = jobs.create(site.db, story.resolve("ikl-at-digits", {"seed": 11}))
-    jobs.finish(site.db, story.start(site.db, model), DONE)
-    job = jobs.create(site.db, story.resolve("autoattack-digits-linf", {"model.job": model.id}))
+# --- one evaluation ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judging(site: story.Site) -> Iterator[tuple[Job, jobs.Claim]]:
+    """An audited evaluation at two radii that has just begun, on a board that no other test looks at."""
+    model = next(job for job in jobs.recent(site.db) if job.name == "ikl-at-digits" and job.result)
+    asked = {"model.job": model.id, "threat.eps": 0.15, "policy": "audited", "curve": [0.05], "stop_below": 0.2}
+    job = jobs.create(site.db, story.resolve("autoattack-digits-linf", asked))
     claim = story.start(site.db, job)
-    names = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    yield job, claim
+    if jobs.get(site.db, job.id).status not in jobs.TERMINAL:
+        jobs.fail(site.db, claim, "the test is over")
+
+
+def rows(page: Page) -> list[list[str]]:
+    """Of each stage: name, phase, standing, attacked, broken."""
+    stages = page.locator("table.waterfall tbody tr:not(.radius)").all()
+    cells = ("th", ".phase", ".standing b", ".attacked", ".broken")
+    return [[stage.locator(cell).inner_text().split("\n")[0] for cell in cells] for stage in stages]
+
+
+def test_the_waterfall_falls_batch_by_batch(site: story.Site, page: Page, judging: tuple[Job, jobs.Claim]) -> None:
+    job, claim = judging
     page.goto(f"{site.url}/jobs/{job.id}")
-    expect(page.locator("#waterfall")).to_contain_text("No chunk of test images is done yet.")
-    jobs.append(site.db, claim, story.chunk(0, 2, 40, [1, 0.5, 0.5, 0.5, 0], names))
-    expect(page.locator("#waterfall")).to_contain_text("first 40 test images, 1 of 2 chunks")
-    standing = page.locator("#waterfall table.waterfall tbody b")
-    assert (standing.first.inner_text(), standing.last.inner_text()) == ("100.00", "0.00")
-    jobs.append(site.db, claim, story.chunk(1, 2, 40, [1, 1, 1, 1, 1], names))
-    expect(page.locator("#waterfall")).to_contain_text("first 80 test images, 2 of 2 chunks")
-    assert standing.last.inner_text() == "50.00"
+    page.evaluate("window.sameDocument = true")
+    result, waterfall = page.locator("#result"), page.locator("#waterfall")
+    expect(result.locator(".title")).to_have_text("AutoAttack standard, audited")
+    expect(result).to_contain_text("A cheap search; then the whole suite")
+    expect(waterfall).to_contain_text("No batch of test images is done yet.")
+    jobs.append(site.db, claim, story.batch(0, "clean", range(60), 3, batches=2))
+    expect(waterfall).to_contain_text("batch 1 of 2")
+    expect(result.locator(".figures")).to_have_count(0)  # the clean accuracy of some is nobody's
+    jobs.append(site.db, claim, story.batch(0, "clean", range(60, 100), 2, number=1, batches=2))
+    expect(result.locator(".figures")).to_contain_text("95.00 %")
+    jobs.append(site.db, claim, story.batch(1, "apgd-ce", range(3, 98), 20, phase="screen", eps=0.05))
+    jobs.append(
+        site.db,
+        claim,
+        story.batch(2, "apgd-t", range(23, 63), 3, phase="screen", eps=0.05, batches=2, warnings=(story.WARNING,)),
+    )
+    expect(result.locator(".main")).to_contain_text("Still standing")
+    expect(result.locator(".main")).to_contain_text("72.00 %")
+    expect(result.locator(".main")).to_contain_text("95 % interval 62.5 to 79.9")
+    expect(result).to_contain_text("Stops as soon as the robust accuracy is certain to be below 20.00 %.")
+    expect(result.locator(".warning li")).to_have_text([story.WARNING])
+    assert rows(page) == [
+        ["clean", "", "95.00", "100", "5"],
+        ["apgd-ce", "cheap search", "75.00", "95", "20"],
+        ["apgd-t", "cheap search", "72.00", "40", "3"],
+    ]
+    expect(page.locator("table.waterfall tbody tr").last).to_contain_text("batch 1 of 2")
+    jobs.append(site.db, claim, story.batch(3, "square", range(30, 32), 1, phase="audit", eps=0.15))
+    expect(waterfall.locator(".radius")).to_have_text(["Linf 0.05", "Linf 0.15"])
+    recipe = claim.recipe
+    assert isinstance(recipe, Evaluate)
+    done = story.result_of(recipe, clean=0.95, robust=0.4, images=100)
+    jobs.finish(site.db, claim, Finished(result=done))
+    expect(result.locator(".main")).to_contain_text("Robust accuracy")
+    expect(result.locator(".main")).to_contain_text("40.00 %")
+    expect(page.locator("figure.radii svg")).to_be_visible()
+    assert page.evaluate("window.sameDocument")
+
+
+def find(site: story.Site, robust: float) -> Job:
+    return next(job for job in jobs.recent(site.db) if job.robust_accuracy == robust)
 
 
 def test_a_finished_evaluation_says_what_was_found(site: story.Site, page: Page) -> None:
-    job = next(job for job in jobs.recent(site.db) if job.robust_accuracy == 0.71)
-    page.goto(f"{site.url}/jobs/{job.id}")
-    expect(page.locator("#result")).to_contain_text("95 % interval 61.5 to 79.0")
-    expect(page.locator("#result")).to_contain_text(story.SHA256)
-    rows = page.locator("table.waterfall tbody tr")
-    assert rows.locator("th").all_inner_texts() == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
-    expect(page.locator(".classes tr")).to_have_count(10)
+    page.goto(f"{site.url}/jobs/{find(site, 0.71).id}")
+    result = page.locator("#result")
+    expect(result.locator(".title")).to_have_text("AutoAttack standard")
+    expect(result).to_contain_text("Attacks by dkl-bench 0.1.0, search in float32")
+    expect(result).to_contain_text("95 % interval 61.5 to 79.0")
+    expect(result.locator(".caution, .warning")).to_have_count(0)
+    names = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert page.locator("table.waterfall tbody th").all_inner_texts() == names
+    square = page.locator("table.waterfall tbody tr").last.locator("td").all_inner_texts()
+    assert [cell for cell in square if cell] == ["suite", "71.00", "72", "1", "72,000", NONE, "3.7 s"]
+    expect(page.locator("figure.radii")).to_have_count(0)
+    expect(page.locator(".classes tbody tr")).to_have_count(10)
+    assert page.locator(".classes tbody tr").nth(1).locator("td.n").all_inner_texts() == ["95.3", "66.0"]
+    assert page.locator(".classes tbody tr").last.locator("td.n").all_inner_texts() == ["97.7", NONE]
+    expect(page.locator("#details")).to_contain_text("none: the model takes pixels in [0, 1]")
+    expect(page.locator("#details")).to_contain_text(story.SHA256)
     expect(page.locator(".recipe")).to_contain_text("threat.eps")
     page.get_by_text("as JSON").click()
     expect(page.get_by_text('"chunk_size": 512')).to_be_visible()
     page.get_by_role("link", name="ikl-at-digits").first.click()
     expect(page.locator("h1")).to_have_text("ikl-at-digits")
+    expect(page.locator("#children")).to_contain_text("screen: clean 95.00 %, robust estimate 73.00 %")
+    expect(page.locator("#children")).to_contain_text("robust at most 55.00 %")
+
+
+def test_a_screen_is_called_an_estimate(site: story.Site, page: Page) -> None:
+    job = find(site, 0.73)
+    page.goto(f"{site.url}/jobs/{job.id}")
+    result = page.locator("#result")
+    expect(result.locator(".title")).to_have_text("Screen an estimate, not AutoAttack")
+    expect(result.locator(".main dt")).to_have_text("Robust accuracy, estimate")
+    expect(result.locator(".caution")).to_contain_text("An estimate, not AutoAttack")
+    expect(result.locator(".warning")).to_contain_text("Found suspicious")
+    expect(result.locator(".warning li")).to_have_text([story.WARNING])
+    expect(page.locator("#lineage")).to_contain_text("Not ranked: a screen is an estimate.")
+    page.goto(f"{site.url}/jobs")
+    expect(page.locator(f"tr[data-job='{job.id}'] td.n").last).to_contain_text("estimate")
+
+
+def test_an_early_stop_is_called_an_upper_bound(site: story.Site, page: Page) -> None:
+    job = find(site, 0.55)
+    page.goto(f"{site.url}/jobs/{job.id}")
+    expect(page.locator("#result .main dt")).to_have_text("Robust accuracy, at most")
+    expect(page.locator("#result .caution")).to_contain_text("certain that the robust accuracy is below 71.00 %")
+    expect(page.locator("#result .caution")).to_contain_text("an upper bound")
+    expect(page.locator("#lineage")).to_contain_text("Not ranked: it stopped early")
+    page.goto(f"{site.url}/jobs")
+    expect(page.locator(f"tr[data-job='{job.id}'] td.n").last).to_contain_text("at most")
+
+
+def test_an_audited_evaluation_at_several_radii(site: story.Site, page: Page) -> None:
+    page.goto(f"{site.url}/jobs/{find(site, 0.65).id}")
+    expect(page.locator("#result")).to_contain_text("search in float16")
+    bound = "With 95 % confidence the whole suite would break at most 4 more of 100 images."
+    expect(page.locator("#result .caution")).to_have_text(bound)
+    expect(page.locator("#details .said li")).to_have_text([story.NOTE])
+    expect(page.locator(".waterfall .radius")).to_have_text(["Linf 0.02", "Linf 0.05", "Linf 0.1"])
+    expect(page.get_by_role("img", name="Robust accuracy over the Linf radius")).to_be_visible()
+    points = [row.split("\t") for row in page.locator("table.radii tbody tr").all_inner_texts()]
+    assert [point[0] for point in points] == ["0, clean", "0.02", "0.05", "0.1"]
+    assert [point[1] for point in points] == ["95.00", "85.00", "75.00", "65.00"]
+    places = [
+        [float(dot.get_attribute(at) or "") for at in ("cx", "cy")] for dot in page.locator(".radii circle").all()
+    ]
+    assert places == [[0, 3], [20, 9], [50, 15], [100, 21]]
+    band = page.locator(".radii .band").get_attribute("points") or ""
+    corners = [tuple(map(float, corner.split(","))) for corner in band.split()]
+    upper, lower = corners[:4], corners[:3:-1]
+    for (x, y), above, below in zip(places, upper, lower, strict=True):
+        assert above[0] == below[0] == x
+        assert above[1] < y < below[1]
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_files_are_offered_where_they_are_stored(
+    empty_site: story.Site, new_page: NewPage, tmp_path: Path, javascript: bool
+) -> None:
+    page = new_page(java_script_enabled=javascript)
+    model = story.trained(empty_site.db, "ikl-at-digits", epochs=1)
+    evidence = empty_site.keep(b"evidence", tmp_path)
+    job = story.judged(empty_site.db, model, evidence_sha256=evidence)
+    page.goto(f"{empty_site.url}/jobs/{job.id}")
+    links = page.get_by_role("link", name="download")
+    expect(links).to_have_count(1)  # the checkpoint is not there
+    expect(page.get_by_text("dklbench verify")).to_have_count(0)
+    with page.expect_download() as download:
+        links.click()
+    assert download.value.suggested_filename == f"{job.id}-evidence.safetensors"
+    assert Path(download.value.path()).read_bytes() == b"evidence"
+    checkpoint = empty_site.keep(b"checkpoint", tmp_path)
+    job = story.judged(empty_site.db, model, evidence_sha256=evidence, checkpoint_sha256=checkpoint)
+    page.goto(f"{empty_site.url}/jobs/{job.id}")
+    expect(links).to_have_count(2)
+    expect(page.get_by_text(f"dklbench verify {job.id} --url {empty_site.url}")).to_be_visible()
+
+
+def test_a_hundred_classes_are_columns_and_a_table(empty_site: story.Site, page: Page) -> None:
+    model = story.trained(empty_site.db, "ikl-at-digits", epochs=1)
+    job = story.judged(empty_site.db, model, "autoattack-cifar100-linf", clean=0.64, robust=0.31)
+    page.goto(f"{empty_site.url}/jobs/{job.id}")
+    expect(page.locator(".columns-plot .column")).to_have_count(100)
+    page.get_by_text("Table of classes").click()
+    expect(page.locator(".classes tbody tr")).to_have_count(100)
+    expect(
+        page.get_by_role("rowheader", name="aquarium_fish").or_(page.get_by_text("aquarium fish"))
+    ).to_be_visible()
 
 
 # --- cancelling -------------------------------------------------------------------------------------------

@@ -16,13 +16,16 @@ HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.
 def addresses(site: story.Site) -> dict[str, str]:
     newest = jobs.recent(site.db)
     training = next(job for job in newest if job.kind == "train" and job.clean_accuracy == 0.95)
-    judging = next(job for job in newest if job.robust_accuracy == 0.71)
+    judged = {job.robust_accuracy: job for job in newest if job.kind == "evaluate"}
     return {
         "board": f"{site.url}/?dataset=digits",
         "published": f"{site.url}/?dataset=cifar10",
         "jobs": f"{site.url}/jobs",
         "training": f"{site.url}/jobs/{training.id}",
-        "judging": f"{site.url}/jobs/{judging.id}",
+        "judged": f"{site.url}/jobs/{judged[0.71].id}",
+        "screened": f"{site.url}/jobs/{judged[0.73].id}",
+        "stopped": f"{site.url}/jobs/{judged[0.55].id}",
+        "audited": f"{site.url}/jobs/{judged[0.65].id}",
         "interface": f"{site.url}/api/docs",
     }
 

@@ -1,16 +1,21 @@
 """The REST interface on a real database: what it answers, and what it says to bad input."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from samples import EPOCH, JUDGED, PROGRESS, TRAINED
-from sqlalchemy import Engine, func, select
+from samples import BATCH, EPOCH, JUDGED, PROGRESS, TRAINED
+from sqlalchemy import Engine, func, select, update
 from starlette.testclient import TestClient
 
+from dkl.events import Finished
 from service import jobs
 from service.app import create_app
-from service.db import Job, reading
+from service.artifacts import Artifacts
+from service.db import Job, reading, writing
 from service.settings import Settings
 
 
@@ -34,6 +39,23 @@ def run(db: Engine, job_id: str, finished=TRAINED) -> None:
     jobs.append(db, claim, EPOCH)
     jobs.append(db, claim, PROGRESS)
     jobs.finish(db, claim, finished)
+
+
+def judge(client: TestClient, db: Engine, robust: float, overrides: dict | None = None, **result: object) -> str:
+    """An evaluation that found this robust accuracy."""
+    training = submit(client, "ikl-at-digits")
+    run(db, training)
+    judging = submit(client, "autoattack-digits-linf", **{"model.job": training}, **(overrides or {}))
+    run(db, judging, judged(robust_accuracy=robust, **result))
+    return judging
+
+
+def judged(**changes: object) -> Finished:
+    return Finished(result=JUDGED.result.model_copy(update=changes))
+
+
+def board(client: TestClient) -> list[dict]:
+    return client.get("/api/v1/leaderboard", params={"dataset": "digits"}).json()["rows"]
 
 
 def sse(text: str) -> list[dict]:
@@ -79,6 +101,132 @@ def test_events_replay_resume_and_end(client: TestClient, db: Engine) -> None:
     assert json.loads(epoch["data"])["loss"] == EPOCH.loss
     rest = client.get(f"/api/v1/jobs/{job_id}/events", headers={"Last-Event-ID": epoch["id"]})
     assert [e["event"] for e in sse(rest.text)] == ["progress", "finished", "status", "end"]
+
+
+def test_an_evaluation_says_what_each_batch_left_standing(client: TestClient, db: Engine) -> None:
+    job_id = submit(client)
+    claim = jobs.claim(db, job_id, worker="w", lease_seconds=60)
+    assert claim is not None
+    jobs.append(db, claim, BATCH)
+    jobs.append(db, claim, BATCH)  # a resumed run says it again
+    jobs.finish(db, claim, JUDGED)
+    events = sse(client.get(f"/api/v1/jobs/{job_id}/events").text)
+    [batch] = [json.loads(event["data"]) for event in events if event["event"] == "batch"]
+    assert (batch["name"], batch["phase"], batch["images"], batch["standing"]) == ("apgd-t", "audit", [3, 5], "01")
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["evidence", "checkpoint"])
+def test_a_jobs_files_are_downloaded_as_they_were_stored(
+    client: TestClient, db: Engine, settings: Settings, tmp_path: Path, kind: str
+) -> None:
+    content = bytes(range(256)) * 300
+    (tmp_path / "file").write_bytes(content)
+    sha256 = Artifacts(settings.artifacts_dir).put(tmp_path / "file")
+    job_id = judge(client, db, 0.5, **{f"{kind}_sha256": sha256})
+    answer = client.get(f"/api/v1/jobs/{job_id}/{kind}")
+    assert answer.content == content
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{job_id}-{kind}.safetensors"'
+    assert answer.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
+    digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    assert answer.headers["repr-digest"] == f"sha-256=:{digest}:"
+    rest = client.get(f"/api/v1/jobs/{job_id}/{kind}", headers={"Range": "bytes=70000-"})
+    assert (rest.status_code, rest.content) == (206, content[70000:])
+
+
+def test_where_there_is_no_file_a_sentence_says_why(client: TestClient, db: Engine) -> None:
+    def refusal(job_id: str, kind: str) -> str:
+        answer = client.get(f"/api/v1/jobs/{job_id}/{kind}")
+        assert answer.status_code == 404
+        return answer.json()["detail"]
+
+    training = submit(client)
+    assert "is queued; its checkpoint is there when it has succeeded" in refusal(training, "checkpoint")
+    assert "trains a model; evidence is what evaluations under attack leave" in refusal(training, "evidence")
+    client.post(f"/api/v1/jobs/{training}/cancel")
+    assert "has been canceled and left no checkpoint" in refusal(training, "checkpoint")
+    lost = judge(client, db, 0.5)
+    assert f"no longer stored here; its sha256 is {'e' * 64}" in refusal(lost, "evidence")
+    corrupting = submit(client, "corruptions-cifar10", **{"model.timm": "resnet18.a1_in1k"})
+    assert "measures corruptions; evidence is what" in refusal(corrupting, "evidence")
+    public = submit(client, "autoattack-cifar10-linf", **{"model.timm": "resnet18.a1_in1k"})
+    run(db, public, JUDGED)
+    assert "judged resnet18.a1_in1k, whose weights are not kept here" in refusal(public, "checkpoint")
+    assert "there is no job" in refusal("0" * 12, "evidence")
+
+
+# --- the leaderboard --------------------------------------------------------------------------------------
+
+
+def test_only_whole_evaluations_are_ranked_and_say_what_was_done(client: TestClient, db: Engine) -> None:
+    screen = judge(client, db, 0.9, {"policy": "screen"}, protocol="screen")
+    stopped = judge(client, db, 0.8, {"stop_below": 0.85}, stopped_early=True)
+    assert client.get("/api/v1/leaderboard", params={"dataset": "digits"}).json()["board"] is None
+    judge(client, db, 0.7, {"policy": "audited"}, protocol="AutoAttack standard, audited")
+    judge(client, db, 0.6, {"engine": "pyautoattack"}, engine="pyautoattack 0.2.0")
+    judge(client, db, 0.5, {"suite": [{"kind": "square"}], "stop_below": 0.4}, protocol="custom")
+    assert [(row["suite"], row["policy"], row["engine"]) for row in board(client)] == [
+        ("AutoAttack standard, audited", "audited", "dkl-bench 0.1.0"),
+        ("AutoAttack standard, by pyautoattack", "exact", "pyautoattack 0.2.0"),
+        ("custom", "exact", "dkl-bench 0.1.0"),
+    ]
+    assert "Not ranked: a screen is an estimate." in client.get(f"/jobs/{screen}").text
+    assert "Not ranked: it stopped early" in client.get(f"/jobs/{stopped}").text
+    published = client.get("/api/v1/leaderboard", params={"dataset": "cifar100"}).json()["rows"][0]
+    assert (published["suite"], published["policy"], published["engine"]) == ("AutoAttack standard", None, None)
+
+
+def test_results_of_before_policies_are_still_shown(client: TestClient, db: Engine) -> None:
+    job_id = judge(client, db, 0.5)
+    now = client.get(f"/api/v1/jobs/{job_id}").json()
+    of_old = (
+        "images",
+        "clean_accuracy",
+        "robust_accuracy",
+        "robust_interval",
+        "class_robust_accuracy",
+        "rejected",
+    )
+    result = {name: now["result"][name] for name in (*of_old, "warnings", "checkpoint_sha256", "architecture")}
+    result |= {"kind": "evaluate", "engine": "pyautoattack 0.2.0", "seconds": 2.0}
+    result["stages"] = [
+        {"name": "clean", "accuracy": 1.0, "seconds": 1.0},
+        {"name": "square", "accuracy": 0.5, "seconds": 1.0},
+    ]
+    recipe = {
+        k: v for k, v in now["recipe"].items() if k not in {"policy", "engine", "curve", "sample", "stop_below"}
+    }
+    with writing(db) as session:
+        session.execute(update(Job).where(Job.id == job_id).values(result=result, recipe=recipe))
+    page = client.get(f"/jobs/{job_id}")
+    assert page.status_code == 200
+    assert "AutoAttack standard, by pyautoattack" in page.text
+    assert [row["suite"] for row in board(client)] == ["AutoAttack standard, by pyautoattack"]
+    assert "older than this service" in client.get(f"/api/v1/jobs/{job_id}/evidence").json()["detail"]
+
+
+@pytest.mark.parametrize(("k", "below"), [(1, 0.7), (2, 0.6), (3, 0.6), (4, None)])
+def test_top_k_stops_below_the_kth_row_of_the_board(
+    client: TestClient, db: Engine, k: int, below: float | None
+) -> None:
+    for robust in (0.7, 0.6, 0.6):
+        judge(client, db, robust)
+    screened = judge(client, db, 0.99, {"policy": "screen"})  # not on the board
+    training = client.get(f"/api/v1/jobs/{screened}").json()["parent_id"]
+    asked = {"name": "autoattack-digits-linf", "overrides": {"model.job": training}, "top_k": k}
+    recipe = client.post("/api/v1/jobs", json=asked).json()["recipe"]
+    assert recipe["stop_below"] == below
+    elsewhere = {**asked, "overrides": {"model.job": training, "threat.eps": 0.1}, "top_k": 1}
+    assert client.post("/api/v1/jobs", json=elsewhere).json()["recipe"]["stop_below"] is None
+
+
+def test_top_k_counts_published_rows(client: TestClient) -> None:
+    source = {"model.zoo": "cifar10/Linf/Carmon2019Unlabeled"}
+    asked = {"name": "autoattack-cifar10-linf", "overrides": source, "top_k": 1}
+    assert client.post("/api/v1/jobs", json=asked).json()["recipe"]["stop_below"] == 0.5709
 
 
 def test_the_leaderboard_ranks_what_was_measured(client: TestClient, db: Engine) -> None:
@@ -132,7 +280,10 @@ BAD_JOBS = {
         "recipe.model.widht: is no field here; the fields are kind, width",
     ),
     "an unknown override": ({"name": "natural-digits", "overrides": {"a..b": 1}}, "a: is no field here"),
-    "an unknown kind": ({"recipe": {"kind": "tune"}}, "kind must be 'train', 'evaluate', found 'tune'"),
+    "an unknown kind": (
+        {"recipe": {"kind": "tune"}},
+        "kind must be 'train', 'evaluate', 'corruptions', found 'tune'",
+    ),
     "an unknown dataset": ({"recipe": {**TRAINING, "dataset": "mnist"}}, "choose from digits, cifar10, cifar100"),
     "a path as a dataset": ({"recipe": {**TRAINING, "dataset": "npz:../../etc/passwd"}}, "unknown dataset"),
     "an unknown norm": (
@@ -180,6 +331,26 @@ BAD_JOBS = {
         {"name": "autoattack-digits-linf", "overrides": {"model.path": "/etc/passwd"}},
         "say which model to judge",
     ),
+    "an evaluation that would run code": (
+        {"name": "autoattack-digits-linf", "overrides": {"model.function": "os:getcwd"}},
+        "model.function: a service runs no code of its users; judge os:getcwd on your own machine with: "
+        "dklbench evaluate --model os:getcwd",
+    ),
+    "an unknown zoo model": (
+        {"name": "autoattack-cifar10-linf", "overrides": {"model.zoo": "cifar10/Linf/Wang2023Better"}},
+        "model.zoo: unknown zoo model 'cifar10/Linf/Wang2023Better'; did you mean cifar10/Linf/Wang2023Better_WRN",
+    ),
+    "a zoo model of other classes": (
+        {"name": "autoattack-cifar100-linf", "overrides": {"model.zoo": "cifar10/Linf/Carmon2019Unlabeled"}},
+        "cifar100 has 100 classes, the zoo model cifar10/Linf/Carmon2019Unlabeled tells 10 apart",
+    ),
+    "pixels that are not in [0, 1]": (
+        {
+            "name": "autoattack-digits-linf",
+            "overrides": {"model": {"job": "0" * 12, "preprocessing": {"mean": [125.3], "std": [63.0]}}},
+        },
+        "model.preprocessing: mean [125.3] is not of pixels in [0, 1]; divide mean and std by 255",
+    ),
     "an unknown suite": (
         {"name": "autoattack-digits-linf", "overrides": {"model.job": "0" * 12, "suite": "fast"}},
         "suite: must be 'standard', 'plus' or 'rand', found 'fast'",
@@ -188,13 +359,30 @@ BAD_JOBS = {
         {"name": "autoattack-digits-linf", "overrides": {"model.job": "0" * 12, "suite": [{"kind": "fgsm"}]}},
         "found 'fgsm'",
     ),
+    "the top of training": ({"name": "ikl-at-digits", "top_k": 3}, "top_k: training is not ranked"),
+    "two limits": (
+        {"name": "autoattack-digits-linf", "overrides": {"model.job": "0" * 12, "stop_below": 0.5}, "top_k": 1},
+        "top_k: the recipe has stop_below 0.5 already; give one of the two",
+    ),
+    "the top 0": ({"name": "autoattack-digits-linf", "top_k": 0}, "top_k: must be greater than or equal to 1"),
     "an empty suite": (
         {"name": "autoattack-digits-linf", "overrides": {"model.job": "0" * 12, "suite": []}},
-        "at least 1 item",
+        "suite: a suite has 1 to 100 attacks, found 0",
     ),
     "a list": ([1], "must be a JSON object"),
     "a name that is no string": ({"name": 3}, "name: must be a valid string, found 3"),
 }
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("zoo", "cifar10/Linf/Carmon2019Unlabeled"), ("timm", "resnet18.a1_in1k")]
+)
+def test_a_public_model_is_accepted_and_shown(client: TestClient, source: str, name: str) -> None:
+    body = {"name": "autoattack-cifar10-linf", "overrides": {f"model.{source}": name}}
+    accepted = client.post("/api/v1/jobs", json=body)
+    assert accepted.status_code == 201
+    assert accepted.json()["recipe"]["model"] == {source: name}
+    assert f"Judges {name} on" in client.get(f"/jobs/{accepted.json()['id']}").text
 
 
 @pytest.mark.parametrize("case", BAD_JOBS)
@@ -231,6 +419,7 @@ def test_malformed_bodies(client: TestClient, body: bytes, sentence: str) -> Non
         ("GET", "/api/v1/jobs/000000000000/events", 404),
         ("POST", "/api/v1/jobs/000000000000/cancel", 404),
         ("GET", "/api/v1/jobs/%00", 404),
+        ("GET", "/api/v1/jobs/000000000000/checkpoint", 404),
         ("GET", "/api/v1/jobs?limit=0", 422),
         ("GET", "/api/v1/jobs?status=lost", 422),
         ("GET", "/api/v1/leaderboard?eps=nan", 422),
@@ -250,5 +439,5 @@ def test_bad_requests_get_a_sentence(client: TestClient, method: str, path: str,
 def test_openapi_keeps_the_recipes_discriminator(client: TestClient) -> None:
     schemas = client.get("/api/openapi.json").json()["components"]["schemas"]
     recipe = schemas["JobRequest"]["properties"]["recipe"]["anyOf"][0]
-    assert set(recipe["discriminator"]["mapping"]) == {"train", "evaluate"}
+    assert set(recipe["discriminator"]["mapping"]) == {"train", "evaluate", "corruptions"}
     assert schemas["ThreatModel"]["properties"]["eps"]["description"].startswith("Radius of the ball")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from processes import BIN, Processes, Start, ends, wait_until
 
+from service.client import ServiceError
 from service.settings import Settings
 
 SMALL = ["natural-digits", "epochs=1", "model.width=2"]
@@ -31,7 +32,28 @@ def dklbench(*words: str, settings: Settings, cwd: Path | None = None) -> subpro
         (["run", "natural-digits", "--device", "tpu"], "unknown device 'tpu'"),
         (["run", "natural-digits", "dataset=npz:mine"], "put it there"),
         (["run", "autoattack-digits-linf"], "say which with --checkpoint FILE"),
+        (["evaluate"], "say by which recipe to judge it: autoattack-digits-linf"),
+        (["evaluate", "--zoo", "cifar10/Linf/Carmon"], "did you mean cifar10/Linf/Carmon2019Unlabeled"),
+        (
+            ["evaluate", "autoattack-digits-linf", "images=3"],
+            "say which with --checkpoint FILE, --model MODULE:NAME",
+        ),
+        (["evaluate", "natural-digits", "--timm", "x"], "trains a model of its own; leave out --timm"),
+        (["convert", "no.pt", "o.safetensors", "--architecture", "wrn", "--dataset", "digits"], "is not JSON"),
+        (
+            ["convert", "no.pt", "o.safetensors", "--architecture", '{"kind": "wrn"}', "--dataset", "digits"],
+            "--architecture: kind must be 'cnn', 'resnet', 'preact-resnet', 'wide-resnet', found 'wrn'",
+        ),
+        (
+            ["convert", "no.pt", "o.safetensors", "--architecture", '{"kind": "cnn"}', "--dataset", "digits"],
+            "No such file or directory: 'no.pt'",
+        ),
         (["submit", "natural-digits", "--url", "http://127.0.0.1:9"], "start one with: dklbench up"),
+        (
+            ["verify", "evidence.safetensors"],
+            "say which model evidence.safetensors is about with --checkpoint FILE",
+        ),
+        (["verify", "0123456789ab", "--url", "http://127.0.0.1:9"], "no service answers at http://127.0.0.1:9"),
         (["up", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
     ],
 )
@@ -55,6 +77,41 @@ def test_run_trains_and_judges_without_a_service(settings: Settings, tmp_path: P
     judged = dklbench(
         "run", "autoattack-digits-linf", "images=8", 'suite=[{"kind": "apgd-ce", "steps": 5}]',
         "--checkpoint", str(model), settings=settings, cwd=tmp_path,
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stderr
+    assert "robust" in judged.stdout
+
+
+def test_weights_of_others_are_converted_and_judged(settings: Settings, tmp_path: Path) -> None:
+    import torch
+
+    from dkl.models import build
+    from dkl.recipes import CNN
+
+    theirs = build(CNN(width=4), channels=1, classes=10).state_dict()
+    torch.save({"state_dict": {f"module.{name}": w for name, w in theirs.items()}}, tmp_path / "theirs.pt")
+    converted = dklbench(
+        "convert", "theirs.pt", "ours.safetensors",
+        "--architecture", '{"kind": "cnn", "width": 4}', "--dataset", "digits", settings=settings, cwd=tmp_path,
+    )  # fmt: skip
+    assert converted.returncode == 0, converted.stderr
+    assert "is a checkpoint with sha256" in converted.stdout
+    judged = dklbench(
+        "evaluate", "autoattack-digits-linf", "images=8", 'suite=[{"kind": "apgd-ce", "steps": 2}]',
+        "--checkpoint", "ours.safetensors", 'model.preprocessing={"mean": [0.5], "std": [0.25]}',
+        settings=settings, cwd=tmp_path,
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stderr
+    assert "robust" in judged.stdout
+
+
+def test_a_function_in_the_current_directory_is_judged(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nnet = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    judged = dklbench(
+        "evaluate", "autoattack-digits-linf", "images=8", 'suite=[{"kind": "apgd-ce", "steps": 2}]',
+        "--model", "mine:net", settings=settings, cwd=tmp_path,
     )  # fmt: skip
     assert judged.returncode == 0, judged.stderr
     assert "robust" in judged.stdout
@@ -87,6 +144,37 @@ def test_submit_watch_list_cancel(start_embedded: Start, settings: Settings) -> 
     late = dklbench("cancel", job_id, *here, settings=settings)
     assert (late.returncode, "already succeeded" in late.stderr) == (1, True)
     assert "CIFAR-10" in dklbench("leaderboard", "--dataset", "cifar10", *here, settings=settings).stdout
+
+
+def test_an_evaluation_is_stopped_and_verified(start_embedded: Start, settings: Settings, tmp_path: Path) -> None:
+    _, client = start_embedded()
+    here = ["--url", client.url]
+    model = client.submit("natural-digits", {"epochs": 1, "model.width": 2})["id"]
+    quick = [
+        "autoattack-digits-linf",
+        f"model.job={model}",
+        "images=20",
+        'suite=[{"kind": "apgd-ce", "steps": 5}]',
+    ]
+    first = dklbench("submit", *quick, "--top", "1", "--watch", *here, settings=settings)
+    assert first.returncode == 0, first.stderr
+    assert "its board has fewer than 1 rows, so nothing stops it" in first.stdout
+    assert re.search(r"[\d.]+% clean, [\d.]+% robust, custom", first.stdout)
+    [job_id] = re.findall(r"job ([0-9a-f]{12}) is queued", first.stdout)
+    [row] = client.leaderboard(dataset="digits")["rows"]
+    second = dklbench("submit", *quick, "--top", "1", "seed=1", *here, settings=settings)
+    assert (
+        f"it stops once its robust accuracy is certain to be below {row['robust_accuracy']:.2%}" in second.stdout
+    )
+
+    saved = dklbench("evidence", job_id, *here, settings=settings, cwd=tmp_path)
+    assert saved.returncode == 0, saved.stderr
+    assert (tmp_path / f"{job_id}-evidence.safetensors").exists()
+    proved = dklbench("verify", job_id, *here, settings=settings, cwd=tmp_path)
+    assert (proved.returncode, "every claim holds" in proved.stdout) == (0, True), proved.stderr
+    with pytest.raises(ServiceError, match="trains a model"):
+        client.download(model, "evidence", tmp_path / "none")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [f"{job_id}-evidence.safetensors"]
 
 
 def test_the_demo_tells_the_true_story_and_a_second_start_finds_it(settings: Settings) -> None:

@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from processes import BIN, Start, ends, in_epoch, wait_until
 
+from dkl.evidence import read_evidence
+from service.client import ServiceError
 from service.settings import Settings
 
 SHORT = {"epochs": 8, "awp.first_epoch": 3}
@@ -22,7 +25,7 @@ def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
     return psutil.Process(process.pid).children()[0]
 
 
-def test_train_evaluate_rank_restart(start_embedded: Start) -> None:
+def test_train_evaluate_rank_restart(start_embedded: Start, tmp_path: Path) -> None:
     process, client = start_embedded()
     training = client.submit("ikl-at-digits", SHORT)
     judging = client.submit(
@@ -36,7 +39,14 @@ def test_train_evaluate_rank_restart(start_embedded: Start) -> None:
     assert result["checkpoint_sha256"] == client.job(training["id"])["result"]["checkpoint_sha256"]
     (row,) = client.leaderboard(dataset="digits")["rows"]
     assert (row["name"], row["robust_accuracy"]) == ("ikl-at-digits", result["robust_accuracy"])
-    assert row["suite"] == "custom"
+    assert (row["suite"], row["policy"]) == ("custom", "exact")
+    client.download(judging["id"], "evidence", tmp_path / "evidence.safetensors")
+    evidence = read_evidence(tmp_path / "evidence.safetensors")
+    assert evidence.standing(0).mean() == result["robust_accuracy"]
+    batches = [event.data for event in client.watch(judging["id"]) if event.kind == "batch"]
+    assert [batch["name"] for batch in batches] == ["clean", "apgd-ce", "square"]
+    standing = batches[0]["standing"].count("1") - sum(batch["standing"].count("0") for batch in batches[1:])
+    assert standing == 20 * result["robust_accuracy"]
 
     worker = worker_of(process)
     process.send_signal(signal.SIGINT)
@@ -121,7 +131,5 @@ def test_a_job_that_cannot_work_fails_with_a_sentence(start_embedded: Start, set
     job = ends(client, client.submit("natural-digits", {"dataset": "npz:mine"})["id"], "failed")
     assert str(settings.datasets_dir / "mine_train.npz") in job["reason"]
     assert "put it there" in job["reason"]
-    too_many = client.submit("natural-digits", {"epochs": 1})["id"]
-    ends(client, too_many)
-    judging = client.submit("autoattack-digits-linf", {"model.job": too_many, "images": 5000})["id"]
-    assert "5000" in ends(client, judging, "failed")["reason"]
+    with pytest.raises(ServiceError, match="digits has 360 test images, found images=5000; ask for fewer"):
+        client.submit("autoattack-digits-linf", {"model.job": job["id"], "images": 5000})

@@ -170,6 +170,13 @@ def test_an_evaluation_waits_for_its_model(db: Engine) -> None:
     assert [job.id for job in jobs.children(db, training)] == [judging]
 
 
+@pytest.mark.parametrize("source", [{"zoo": "cifar10/Linf/Carmon2019Unlabeled"}, {"timm": "resnet18.a1_in1k"}])
+def test_an_evaluation_of_a_public_model_waits_for_nothing(db: Engine, source: dict[str, str]) -> None:
+    job = jobs.create(db, resolve("autoattack-cifar10-linf", {"model": source}))
+    assert job.parent_id is None
+    assert claim(db, job.id).checkpoint is None
+
+
 @pytest.mark.parametrize("end", ["fail", "cancel"])
 def test_an_evaluation_whose_model_never_comes_fails_with_the_reason(db: Engine, end: str) -> None:
     training = jobs.create(db, TRAIN).id

@@ -111,7 +111,7 @@ let live = "liveJob" in job.dataset
 
 function listen() {
   source = new EventSource(job.dataset.events)
-  for (const kind of ["status", "started", "chunk", "finished", "progress"]) source.addEventListener(kind, news)
+  for (const kind of ["status", "started", "batch", "corruption", "finished", "progress"]) source.addEventListener(kind, news)
   source.addEventListener("epoch", (event) => {
     const epoch = JSON.parse(event.data)
     epochs.set(epoch.epoch, epoch)
