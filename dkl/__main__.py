@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dkl.local import InterruptedRunError, prepare
+from dkl.local import InterruptedRunError, Judged, prepare
 
 INVALID, INTERRUPTED = 2, 130
 
@@ -13,9 +13,8 @@ def main(words: list[str] | None = None) -> int:
     """The exit code: 0, 2 with a sentence on stderr for what the caller can mend, 130 after Ctrl-C."""
     arguments = _parser().parse_intermixed_args(words)
     try:
-        run = prepare(
-            arguments.recipe, arguments.changes, checkpoint=arguments.checkpoint, workdir=arguments.workdir
-        )
+        judged = Judged(arguments.checkpoint, arguments.model, arguments.zoo, arguments.timm)
+        run = prepare(arguments.recipe, arguments.changes, judged=judged, workdir=arguments.workdir)
         for event in run.events(device=arguments.device, data_dir=arguments.data_dir):
             print(event.model_dump_json(), flush=True)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -36,7 +35,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdir", type=Path, help="where results go; default runs/RECIPE-FINGERPRINT")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where data sets lie (default: data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the model that an evaluation judges")
+    judged = parser.add_argument_group("the model that an evaluation judges, one of")
+    judged.add_argument("--checkpoint", type=Path, metavar="FILE", help="a checkpoint of ours")
+    judged.add_argument("--model", metavar="MODULE:NAME", help="a function here that returns an nn.Module")
+    judged.add_argument("--zoo", metavar="NAME", help="of RobustBench: cifar10/Linf/Wang2023Better_WRN-28-10")
+    judged.add_argument("--timm", metavar="NAME", help="of timm: resnet18.a1_in1k")
     return parser
 
 

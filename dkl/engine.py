@@ -2,31 +2,38 @@
 
 import platform
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import assert_never
 
 import torch
 
+from dkl.corruptions import evaluate_corruptions
 from dkl.evaluate import evaluate
 from dkl.events import Event, Started
-from dkl.recipes import Checkpoint, Evaluate, JobResult, Train
+from dkl.protocols import Evaluate, EvaluateCorruptions, Timm, Zoo
+from dkl.recipes import Recipe, Train
+from dkl.sources import Fetch, load_model
 from dkl.train import train
-from dkl.weights import CheckpointError, LoadedModel, load_checkpoint
-
-Fetch = Callable[[JobResult | Checkpoint], Path]
-"""Where the file of a checkpoint lies, after getting it there if need be."""
 
 
 def run(
-    recipe: Train | Evaluate, workdir: Path, *, device: str, data_dir: Path, fetch: Fetch
+    recipe: Recipe,
+    workdir: Path,
+    *,
+    device: str,
+    data_dir: Path,
+    fetch: Fetch,
+    allow_functions: bool = False,
 ) -> Generator[Event, None, None]:
     """Execute `recipe`, yielding events; the first is Started, the last is Finished. Stop by closing the iterator.
 
     Whatever an earlier, interrupted run of the same recipe left in `workdir` is gone on with, to the same result.
     A trained model is `workdir / "model.safetensors"`. `device` is what `pick_device` returns. Run one recipe per
     process at a time: torch's random generators are shared (and the caller's own whenever an event is out).
+    `fetch` says where a stored checkpoint lies. `allow_functions` lets a recipe name Python code that makes the
+    model: for recipes of whoever owns this machine only.
 
     Raises DatasetError, CheckpointError or ValueError, with a sentence for the user, where recipe, data, model and
     work directory do not fit; FloatingPointError if training diverges.
@@ -37,8 +44,11 @@ def run(
         case Train():
             yield from train(recipe, workdir, device=device, data_dir=data_dir)
         case Evaluate():
-            loaded = _load(recipe.model, fetch)
+            loaded = load_model(recipe, fetch=fetch, data_dir=data_dir, allow_functions=allow_functions)
             yield from evaluate(recipe, loaded, workdir, device=device, data_dir=data_dir)
+        case EvaluateCorruptions():
+            loaded = load_model(recipe, fetch=fetch, data_dir=data_dir, allow_functions=allow_functions)
+            yield from evaluate_corruptions(recipe, loaded, workdir, device=device, data_dir=data_dir)
         case _:
             assert_never(recipe)
 
@@ -60,8 +70,14 @@ def _device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
-def _versions(recipe: Train | Evaluate) -> dict[str, str]:
-    packages = ["torch", "numpy", "dkl-bench", *(["pyautoattack"] if isinstance(recipe, Evaluate) else [])]
+def _versions(recipe: Recipe) -> dict[str, str]:
+    packages = ["torch", "numpy", "dkl-bench"]
+    packages += ["pyautoattack"] if isinstance(recipe, Evaluate) else []
+    if isinstance(recipe, EvaluateCorruptions) and recipe.source == "generated":
+        packages += ["imagecorruptions-imaug"]
+    if not isinstance(recipe, Train):
+        packages += ["robustbench", "timm"] if isinstance(recipe.model, Zoo) else []
+        packages += ["timm"] if isinstance(recipe.model, Timm) else []
     return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
 
 
@@ -73,12 +89,5 @@ def _version(package: str) -> str:
 
 
 def _has_remains(workdir: Path) -> bool:
-    return (workdir / "last.pt").exists() or any(workdir.glob("chunk-*.json"))
-
-
-def _load(source: JobResult | Checkpoint, fetch: Fetch) -> LoadedModel:
-    path = fetch(source)
-    loaded = load_checkpoint(path)
-    if isinstance(source, Checkpoint) and loaded.sha256 != source.checkpoint:
-        raise CheckpointError(f"{path} has sha256 {loaded.sha256}, the recipe asks for {source.checkpoint}")
-    return loaded
+    patterns = ("last.pt", "stage-*.safetensors", "corruption-*.json")
+    return any(any(workdir.glob(pattern)) for pattern in patterns)

@@ -1,16 +1,19 @@
-"""Running a named recipe here and now: what `python -m dkl` and `dklbench run` have in common. No torch yet."""
+"""Running a named recipe here and now: what `python -m dkl`, `dklbench run` and `evaluate` share. No torch yet."""
 
 import hashlib
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dkl.catalog import named, parse_overrides, resolve
+from dkl import zoo_names
+from dkl.catalog import RECIPES, named, parse_overrides, resolve
 from dkl.events import Event
-from dkl.recipes import Evaluate, Protocol, Train, fingerprint
+from dkl.protocols import AnyProtocol, Checkpoint, JobResult, Judgement
+from dkl.recipes import Recipe, fingerprint
 
 
 class InterruptedRunError(Exception):
@@ -18,23 +21,67 @@ class InterruptedRunError(Exception):
 
 
 @dataclass(frozen=True)
+class Judged:
+    """The model that an evaluation on this machine judges, as the command line names it: in one of four ways."""
+
+    checkpoint: Path | None = None
+    function: str | None = None
+    """MODULE:NAME, importable from the current directory."""
+    zoo: str | None = None
+    timm: str | None = None
+
+    @property
+    def given(self) -> dict[str, str | Path]:
+        """The ways that were taken, by the option's name."""
+        options = {
+            "--checkpoint": self.checkpoint,
+            "--model": self.function,
+            "--zoo": self.zoo,
+            "--timm": self.timm,
+        }
+        return {option: value for option, value in options.items() if value is not None}
+
+    def source(self) -> dict[str, str]:
+        """The model source of a recipe; {} where none was named. ValueError for two, and for a missing file."""
+        if len(self.given) > 1:
+            raise ValueError(f"found {' and '.join(self.given)}; say in one way only which model to judge")
+        if self.checkpoint is not None:
+            if not self.checkpoint.is_file():
+                raise ValueError(f"there is no file {self.checkpoint}")
+            with self.checkpoint.open("rb") as file:
+                return {"checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}
+        named_here = {"function": self.function, "zoo": self.zoo, "timm": self.timm}
+        return {key: value for key, value in named_here.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class LocalRun:
     """A recipe, where it works, and the file of the model it judges if it judges one."""
 
-    recipe: Train | Evaluate
+    name: str
+    recipe: Recipe
     workdir: Path
     checkpoint: Path | None
+
+    def _file(self, _: JobResult | Checkpoint) -> Path:
+        assert self.checkpoint is not None  # prepare() saw to it
+        return self.checkpoint
 
     def events(self, *, device: str, data_dir: Path) -> Iterator[Event]:
         """Run it. InterruptedRunError after the first Ctrl-C, once the work is kept; a second one kills."""
         from dkl import engine  # torch: seconds that a mistyped name should not cost
 
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(
+                0, str(Path.cwd())
+            )  # where --model MODULE:NAME is looked for; python -m does so itself
         events = engine.run(
             self.recipe,
             self.workdir,
             device=engine.pick_device(device),
             data_dir=data_dir,
-            fetch=lambda _: self.checkpoint or Path(),
+            fetch=self._file,
+            allow_functions=True,
         )
         with _first_interrupt_noted() as interrupted:
             for event in events:
@@ -44,24 +91,41 @@ class LocalRun:
                     raise InterruptedRunError(f"stopped; the same command goes on from what is in {self.workdir}")
 
 
-def prepare(name: str, changes: Sequence[str], *, checkpoint: Path | None, workdir: Path | None) -> LocalRun:
-    """The named recipe with `changes` (PATH=VALUE); an evaluation judges the file `checkpoint`.
+def prepare(name: str | None, changes: Sequence[str], *, judged: Judged, workdir: Path | None) -> LocalRun:
+    """The named recipe with `changes` (PATH=VALUE); an evaluation judges `judged`, or what a change names.
 
-    Works in runs/NAME-FINGERPRINT unless `workdir` is given. ValueError with a sentence for what does not fit.
+    Without a name, a zoo model is judged as RobustBench judges it. Works in runs/NAME-FINGERPRINT unless `workdir`
+    is given. ValueError with a sentence for what does not fit.
     """
+    name = name or _protocol_for(judged)
     overrides: dict[str, Any] = parse_overrides(list(changes))
-    judges = isinstance(named(name).recipe, Protocol)
-    if judges and checkpoint is None:
-        raise ValueError(f"{name} judges a model: say which with --checkpoint FILE")
-    if checkpoint is not None and not judges:
-        raise ValueError(f"{name} trains a model of its own; leave out --checkpoint")
-    if checkpoint is not None:
-        if not checkpoint.is_file():
-            raise ValueError(f"there is no file {checkpoint}")
-        with checkpoint.open("rb") as file:
-            overrides["model"] = {"checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}
+    judges = isinstance(named(name).recipe, AnyProtocol)
+    if judged.given and not judges:
+        raise ValueError(f"{name} trains a model of its own; leave out {' and '.join(judged.given)}")
+    if source := judged.source():
+        overrides = {"model": source, **overrides}
+    elif judges and not any(path.split(".")[0] == "model" for path in overrides):
+        raise ValueError(f"{name} judges a model: say which with {_WAYS}")
     recipe = resolve(name, overrides)
-    return LocalRun(recipe, workdir or Path("runs") / f"{name}-{fingerprint(recipe)[:8]}", checkpoint)
+    stored = isinstance(recipe, Judgement) and isinstance(recipe.model, JobResult | Checkpoint)
+    if stored and not judged.checkpoint:
+        raise ValueError(f"jobs and stored checkpoints are a service's; here say which model with {_WAYS}")
+    return LocalRun(name, recipe, workdir or Path("runs") / f"{name}-{fingerprint(recipe)[:8]}", judged.checkpoint)
+
+
+_WAYS = "--checkpoint FILE, --model MODULE:NAME, --zoo NAME or --timm NAME"
+
+
+def _protocol_for(judged: Judged) -> str:
+    """The evaluation that a zoo model is meant for; ValueError with the choices for any other."""
+    choices = [name for name, entry in RECIPES.items() if isinstance(entry.recipe, AnyProtocol)]
+    if judged.zoo is not None:
+        model = zoo_names.find(judged.zoo)
+        threat = model.threat.lower()
+        meant = f"{threat}-{model.dataset}" if threat == "corruptions" else f"autoattack-{model.dataset}-{threat}"
+        if meant in choices:
+            return meant
+    raise ValueError(f"say by which recipe to judge it: {', '.join(choices)}")
 
 
 @contextmanager

@@ -6,14 +6,12 @@ new one, never a part of one. Nothing is unpickled.
 
 import hashlib
 import json
-import os
 import pickle
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -22,6 +20,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dkl import models, recipes
+from dkl.documents import Count, DatasetName, Document
+from dkl.files import replacing
 
 State = dict[str, Tensor]
 
@@ -103,25 +103,33 @@ def _shift(model: nn.Module, direction: State, factor: float) -> None:
 # --- checkpoints ------------------------------------------------------------------------------------------
 
 
-class _Metadata(recipes.Document):
+class _Metadata(Document):
     """What a checkpoint says about itself."""
 
     architecture: recipes.Model
-    channels: recipes.Count
-    classes: recipes.Count
-    dataset: recipes.DatasetName
+    channels: Count
+    classes: Count
+    dataset: DatasetName
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint as a network in eval mode on the CPU, and what it is."""
+    """A network to be judged, in eval mode on the CPU, and what it is."""
 
     model: nn.Module
-    architecture: recipes.Model
+    """x_BCHW in [0, 1] -> logits_BK; what must be done to its input is done inside."""
+    architecture: str
+    """As tables print it: "WRN-34-10"."""
     channels: int
     classes: int
-    dataset: str
+    dataset: str | None
+    """What it was trained on, where that is known."""
     sha256: str
+    """Of the file it came from; of weights and code where it came from a function."""
+    preprocessing: str = "none"
+    """What it does to pixels in [0, 1] first, in words."""
+    notes: tuple[str, ...] = ()
+    """What a result should mention."""
 
 
 def save_checkpoint(
@@ -153,30 +161,40 @@ def load_checkpoint(path: Path) -> LoadedModel:
             metadata = _Metadata.model_validate_json((file.metadata() or {})["dkl"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a safetensors file: {error}; make one of other weights with: dklbench convert"
+        ) from error
     except KeyError:
         raise CheckpointError(
-            f"{path} is safetensors without the metadata 'dkl'; only checkpoints that dkl wrote can be rebuilt"
+            f"{path} is safetensors without the metadata 'dkl' that says what network it is of; say so with: "
+            "dklbench convert"
         ) from None
     except ValidationError as error:
         raise CheckpointError(f"the metadata of {path} does not describe a known model: {error}") from error
     with torch.device("meta"):  # shapes only: a file cannot make us allocate what it does not contain
         model = models.build(metadata.architecture, channels=metadata.channels, classes=metadata.classes)
-    _require_fit(path, tensors, model.state_dict())
+    require_fit(path, tensors, model.state_dict())
     model.to_empty(device="cpu").load_state_dict(tensors, strict=True)
     return LoadedModel(
-        model.eval(), metadata.architecture, metadata.channels, metadata.classes, metadata.dataset, sha256
+        model=model.eval(),
+        architecture=recipes.show_model(metadata.architecture),
+        channels=metadata.channels,
+        classes=metadata.classes,
+        dataset=metadata.dataset,
+        sha256=sha256,
     )
 
 
-def _require_fit(path: Path, found: State, wanted: State) -> None:
+def require_fit(path: Path, found: State, wanted: State) -> None:
+    """CheckpointError with the first five missing and unexpected entries, unless names, shapes and types agree."""
+
     def describe(state: State) -> set[str]:
         return {f"{name} {tuple(value.shape)} {value.dtype}" for name, value in state.items()}
 
     missing, unexpected = describe(wanted) - describe(found), describe(found) - describe(wanted)
     if missing or unexpected:
         raise CheckpointError(
-            f"the weights in {path} do not fit the architecture it names: "
+            f"the weights in {path} do not fit the architecture: "
             f"{len(missing)} missing ({', '.join(sorted(missing)[:5])}), "
             f"{len(unexpected)} unexpected ({', '.join(sorted(unexpected)[:5])})"
         )
@@ -200,17 +218,3 @@ def load_state(path: Path) -> dict[str, Any] | None:
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         # torch's own words recommend unpickling it all the same
         raise CheckpointError(f"{path} is damaged; delete it to train from the beginning") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to; it takes the place of `path` once complete, or is removed."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -72,7 +72,19 @@ def test_train_then_judge(tmp_path):
     result = lines(judged.stdout)[-1]["result"]
     assert result["images"] == 4
     assert result["checkpoint_sha256"] == events[-1]["result"]["checkpoint_sha256"]
-    assert (tmp_path / "judged" / "chunk-0000.json").exists()
+    assert (tmp_path / "judged" / "evidence.safetensors").exists()
+
+
+def test_judging_what_a_function_here_returns(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\ndef net():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    attack = 'suite=[{"kind": "apgd-ce", "steps": 2}]'
+    judged = dkl(tmp_path, "autoattack-digits-linf", "--model", "mine:net", "images=20", attack)
+    assert (judged.returncode, judged.stderr) == (0, "")
+    result = lines(judged.stdout)[-1]["result"]
+    assert (result["images"], result["architecture"]) == (20, "Sequential")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +99,12 @@ def test_train_then_judge(tmp_path):
             "natural-digits trains a model of its own; leave out --checkpoint",
         ),
         (["autoattack-digits-linf"], "autoattack-digits-linf judges a model: say which with --checkpoint FILE"),
+        (["autoattack-digits-linf", "model.job=0123456789ab"], "jobs and stored checkpoints are a service's"),
+        (["autoattack-digits-linf", "--zoo", "a", "--timm", "b"], "found --zoo and --timm; say in one way only"),
+        (["natural-digits", "--timm", "b"], "natural-digits trains a model of its own; leave out --timm"),
+        (["autoattack-cifar10-linf", "--zoo", "Carmon2019"], "model.zoo: unknown zoo model 'Carmon2019'; did you"),
+        (["autoattack-digits-linf", "--model", "nowhere:net"], "there is no module 'nowhere' for --model"),
+        (["autoattack-digits-linf", "--model", "net"], "model.function: 'net' names no function"),
         (["autoattack-digits-linf", "--checkpoint", "missing"], "there is no file missing"),
         (["autoattack-digits-linf", "--checkpoint", "text"], "text is not a safetensors file"),
         (["natural-digits", "dataset=npz:mine"], "data/mine_train.npz does not exist"),

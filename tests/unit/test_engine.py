@@ -7,8 +7,9 @@ import torch
 from trials import cnn, evaluation, write_images
 
 from dkl.engine import pick_device, run
-from dkl.events import ChunkDone, Epoch, Finished, Progress, Started
-from dkl.recipes import CNN, RECIPE, JobResult
+from dkl.events import BatchDone, Epoch, Finished, Progress, Started
+from dkl.protocols import JobResult
+from dkl.recipes import CNN, RECIPE
 from dkl.weights import CheckpointError, save_checkpoint
 
 SUITE = [{"kind": "apgd-ce", "steps": 4}, {"kind": "square", "queries": 20}]
@@ -70,9 +71,9 @@ def test_a_training_says_started_epochs_finished(tmp_path):
     assert (tmp_path / "work" / "model.safetensors").exists()
 
 
-def test_an_evaluation_says_started_chunks_finished(checkpoint, tmp_path):
+def test_an_evaluation_says_started_batches_finished(checkpoint, tmp_path):
     events = list(judge_events(checkpoint, tmp_path / "work"))
-    assert kinds(events) == ["started", "chunk", "chunk", "chunk", "finished"]
+    assert kinds(events) == ["started", *["batch"] * 8, "finished"]  # 12 images by 5, twice; square has 10 left
     assert events[0].versions["pyautoattack"] == "0.2.0"
     assert events[-1].result.checkpoint_sha256 == checkpoint[1]
     assert events[-1].result.clean_accuracy == 1.0
@@ -118,18 +119,19 @@ def test_an_evaluation_goes_on_where_it_was_closed(checkpoint, tmp_path):
     whole = list(judge_events(checkpoint, tmp_path / "whole"))
     events = judge_events(checkpoint, tmp_path / "work")
     for event in events:
-        if isinstance(event, ChunkDone):
+        if isinstance(event, BatchDone) and event.stage == 1:
             break
     events.close()
     resumed = list(judge_events(checkpoint, tmp_path / "work"))
     assert resumed[0].resumed
-    assert kinds(resumed) == ["started", "chunk", "chunk", "chunk", "finished"]
-    assert resumed[1] == event
+    assert kinds(resumed) == kinds(whole)
+    assert resumed[4] == event
     assert flags(resumed) == flags(whole)
+    assert resumed[-1].result.evidence_sha256 == whole[-1].result.evidence_sha256
 
 
 def flags(events):
-    return [[stage.standing for stage in event.stages] for event in events if isinstance(event, ChunkDone)]
+    return [(event.key, event.images, event.standing) for event in events if isinstance(event, BatchDone)]
 
 
 def test_closing_closes_what_runs_inside(checkpoint, tmp_path):

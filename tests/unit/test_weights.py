@@ -156,7 +156,12 @@ def test_a_checkpoint_comes_back_as_the_same_network(tmp_path):
     model, sha256 = saved(path)
     loaded = load_checkpoint(path)
     assert sha256 == loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (loaded.architecture, loaded.channels, loaded.classes, loaded.dataset) == (WRN, 1, 3, "npz:mine")
+    assert (loaded.architecture, loaded.channels, loaded.classes, loaded.dataset) == (
+        "WRN-10-1-SiLU",
+        1,
+        3,
+        "npz:mine",
+    )
     assert not loaded.model.training
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(loaded.model(x), model.eval()(x))

@@ -1,0 +1,179 @@
+"""Weights that others wrote: reading them without running what is in the file, naming them as a network does."""
+
+import argparse
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dkl import models, recipes
+from dkl.datasets import DATASETS
+from dkl.weights import CheckpointError, State, require_fit, save_checkpoint
+
+_ENTRIES = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "last",
+    "ema",
+    "ema_state_dict",
+)
+"""Where training scripts keep a state dict inside what they save."""
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+"""What wrappers (DataParallel, a class with the network in it, torch.compile) put in front of every name."""
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
+    _NUMPY_SCALAR,
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+]
+"""Beside tensors: the arguments of a script and numbers of numpy, which carry data and run nothing."""
+
+
+def read_entries(path: Path) -> dict[str, object]:
+    """What the file holds: safetensors, or what torch.save wrote, of which only plain data are read.
+
+    Raises CheckpointError for anything else, and for a file that would have to run code to be read.
+    """
+    try:
+        with path.open("rb") as file:
+            is_safetensors = file.read(9)[8:] == b"{"
+        if is_safetensors:
+            return dict(safetensors.torch.load_file(path))
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than weights ({_culprit(error)}), and reading that would run code from the "
+                "file; save its state dict alone: torch.save(model.state_dict(), FILE)"
+            ) from error
+        raise CheckpointError(f"{path} is no file of weights, or damaged") from error
+    except (safetensors.SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is no file of weights, or damaged") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}; expected a state dict, or a dict with one"
+        )
+    return {str(name): value for name, value in content.items()}
+
+
+def _culprit(error: pickle.UnpicklingError) -> str:
+    """The class or function that the file asks for, as torch's message has it: "... GLOBAL name was ..."."""
+    return str(error).partition("GLOBAL ")[2].split(maxsplit=1)[0]
+
+
+def find_state(path: Path, content: Mapping[str, object], prefer: Sequence[str] = ()) -> State:
+    """The state dict in `content`: the first entry that `prefer` names, else itself, else its only one.
+
+    Raises CheckpointError where there is none, or several and no preference.
+    """
+    inside = {name: entry for name in (*prefer, *_ENTRIES) if _is_state(entry := content.get(name))}
+    if not inside and _is_state(content):
+        return _tensors(content)
+    if not inside:
+        raise CheckpointError(
+            f"{path} holds no state dict: neither is it one, nor is there one under {', '.join(_ENTRIES)}; "
+            f"found {', '.join(list(content)[:8])}"
+        )
+    chosen = next((name for name in prefer if name in inside), None)
+    if chosen is None and len(inside) > 1:
+        raise CheckpointError(f"{path} holds several state dicts; choose one with --entry: {', '.join(inside)}")
+    return _tensors(inside[chosen or next(iter(inside))])
+
+
+def _is_state(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and any(isinstance(entry, Tensor) and entry.ndim for entry in value.values())
+        and not any(isinstance(entry, Mapping) for entry in value.values())
+    )
+
+
+def _tensors(state: object) -> State:
+    assert isinstance(state, Mapping)
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def without_prefixes(state: State) -> State:
+    """`state` without what wrappers put in front of all its names."""
+    while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def convert(
+    source: Path, target: Path, *, architecture: recipes.Model, dataset: str, entry: str | None = None
+) -> str:
+    """Write the weights in `source` as a checkpoint of ours to `target`; its sha256.
+
+    The number of channels and of classes is the weights' own. Counts of batches, which no inference reads, may be
+    missing; 16-bit weights become float32. Raises CheckpointError where the weights do not fit.
+    """
+    content = read_entries(source)
+    if entry is not None and not _is_state(content.get(entry)):
+        raise CheckpointError(
+            f"{source} holds no state dict called {entry!r}; found {', '.join(list(content)[:8])}"
+        )
+    state = without_prefixes(find_state(source, content, prefer=[entry] if entry else []))
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    channels, classes = _channels(state), _classes(state)
+    if dataset in DATASETS and classes != len(DATASETS[dataset].class_names):
+        raise CheckpointError(
+            f"the weights in {source} tell {classes} classes apart, {dataset} has "
+            f"{len(DATASETS[dataset].class_names)}; name the data set that they were trained on"
+        )
+    with torch.device("meta"):
+        model = models.build(architecture, channels=channels, classes=classes)
+    counts = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    state = {**{name: torch.zeros(value.shape, dtype=value.dtype) for name, value in counts.items()}, **state}
+    require_fit(source, state, model.state_dict())
+    model.to_empty(device="cpu").load_state_dict(state, strict=True)
+    return save_checkpoint(
+        target, model, architecture=architecture, channels=channels, classes=classes, dataset=dataset
+    )
+
+
+def _channels(state: State) -> int:
+    first = state.get("conv1.weight")
+    return first.shape[1] if first is not None and first.ndim == 4 else 3
+
+
+def _classes(state: State) -> int:
+    heads = (state.get(name) for name in ("fc.weight", "linear.weight"))
+    return next((head.shape[0] for head in heads if head is not None and head.ndim == 2), 10)
+
+
+# --- into networks that are not ours ----------------------------------------------------------------------
+
+_CONSTANTS = {"mean", "std", "mu", "sigma", "num_batches_tracked"}
+"""Last parts of names whose value the network's own code knows: normalisation, and what no inference reads."""
+
+
+def load_into(network: nn.Module, path: Path, spellings: Iterable[State]) -> str | None:
+    """Put the spelling of the weights that fits best into `network`; a note on what it has no use for, or None.
+
+    Every weight of the network has to be there, but for the constants of its normalisation. Raises CheckpointError
+    with the first five missing and unexpected entries.
+    """
+    wanted = network.state_dict()
+    state = min(spellings, key=lambda spelling: len(wanted.keys() - spelling.keys()))
+    missing = sorted(name for name in wanted.keys() - state.keys() if name.rpartition(".")[2] not in _CONSTANTS)
+    if missing or any(state[name].shape != value.shape for name, value in wanted.items() if name in state):
+        require_fit(path, state, wanted)
+    unused = sorted(state.keys() - wanted.keys())
+    network.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
+    if not unused:
+        return None
+    return f"{len(unused)} entries of {path.name} have no place in the network ({', '.join(unused[:5])})"
