@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx.experimental.optimization import fuse
 
 from dkl.attacks.graphs import Graphs
@@ -43,7 +44,8 @@ class Search:
         self._body = _rebuilt(model, example_BCHW)
         if precision != "float32":
             self._body = _in_16_bits(self._body, example_BCHW, getattr(torch, precision))
-        self._run = Graphs(self._pass) if self.device.type == "cuda" else self._pass
+        recordable = self.device.type == "cuda" and isinstance(self._body, GraphModule)  # nothing random in it
+        self._run = Graphs(self._pass) if recordable else self._pass
 
     def rows(self, x_BCHW: Tensor) -> Tensor:
         """Images as rows of pixels."""

@@ -9,9 +9,11 @@ from torch import nn
 from trials import Linear, cnn
 
 from dkl import recipes
+from dkl.attacks.graphs import Graphs
 from dkl.attacks.losses import ce, dlr, dlr_targeted
 from dkl.attacks.search import Search, _scaled, native_16_bit
 from dkl.models import build
+from dkl.recipes import WideResNet
 
 ARCHITECTURES = {
     "cnn": recipes.CNN(width=6),
@@ -413,3 +415,35 @@ def test_logits_that_are_not_finite_are_noticed(value, ask):
     search.watch()
     calls[ask](search.rows(x))
     assert search.finite
+
+
+# --- on a GPU ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_recordings_answer_as_the_model_does(precision):
+    """Batch sizes in turn, so that recordings are used again; what was returned stays what it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(WideResNet(depth=10, width=1), channels=3, classes=10).eval().cuda()
+        x = torch.rand(64, 3, 32, 32, device="cuda")
+    y = torch.zeros(64, dtype=torch.long, device="cuda")
+    search = Search(model, x[:8], precision)
+    assert isinstance(search._run, Graphs)
+    kept = []
+    for count in (64, 16, 64, 16, 1):
+        rows = search.rows(x[:count])
+        logits = search.logits(rows)
+        same, _, gradient, _ = search.gradient(rows, lambda z, n=count: ce(z, y[:n], y[:n]))
+        with torch.no_grad():
+            expected = model(x[:count])
+        tolerance = 2e-2 * expected.abs().max()
+        assert (logits - expected).abs().max() < tolerance
+        assert (same - expected).abs().max() < tolerance
+        kept.append((logits, logits.clone(), gradient, gradient.clone()))
+    for logits, logits_then, gradient, gradient_then in kept:
+        assert torch.equal(logits, logits_then)
+        assert torch.equal(gradient, gradient_then)
+    assert torch.equal(kept[0][2], kept[2][2])
