@@ -13,7 +13,7 @@ up: install  ## serve the web pages and the REST interface from $(DATA)
 	DKLBENCH_DATA_DIR="$(DATA)" $(BIN)/dklbench up $(UP_ARGS)
 
 test: install .venv/installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: install .venv/installed-dev
 	$(BIN)/ruff check .
