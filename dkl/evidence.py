@@ -144,7 +144,12 @@ class Evidence:
 
     def standing(self, radius: int) -> NDArray[np.bool_]:
         """(N,): classified correctly, and not broken at any radius up to the one with this index."""
-        return self.clean_correct & ((self.broken_at < 0) | (self.broken_at > radius))
+        return standing_at(radius, self.clean_correct, self.broken_at)
+
+
+def standing_at(radius: int, clean_correct: NDArray[np.bool_], broken_at: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Which images are right, and unbroken at every radius up to the one with this index; fields of Evidence."""
+    return clean_correct & ((broken_at < 0) | (broken_at > radius))
 
 
 # --- the file ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dkl.evidence import About, Evidence
+from dkl.evidence import About, Evidence, standing_at
 
 Rows = NDArray[np.intp]
 
@@ -88,7 +88,7 @@ class Tally:
 
     def robust(self, radius: int) -> NDArray[np.bool_]:
         """Which images stand at the radius with this index, as far as is known; bool (N,)."""
-        return self.clean_correct & ((self.broken_at < 0) | (self.broken_at > radius))
+        return standing_at(radius, self.clean_correct, self.broken_at)
 
     def nearest(self, rows: Rows, share: float) -> Rows:
         """The part of `rows` with the smallest margins: `share` of them, rounded up; ascending."""
