@@ -62,6 +62,29 @@ class Document(BaseModel):
     )
 
 
+class Normalisation(Document):
+    """What a model expects to be done to pixels in [0, 1] before it sees them: (x - mean) / std, per channel."""
+
+    mean: tuple[Fraction, ...]
+    std: tuple[Positive, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_units_of_pixels(cls, value: object) -> object:
+        mean = value.get("mean") if isinstance(value, dict) else None
+        if isinstance(mean, list | tuple) and any(isinstance(m, int | float) and m > 1 for m in mean):
+            raise ValueError(f"mean {list(mean)} is not of pixels in [0, 1]; divide mean and std by 255")
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_each_per_channel(self) -> Self:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(
+                f"found {len(self.mean)} means and {len(self.std)} stds; give one of each per channel"
+            )
+        return self
+
+
 class ThreatModel(Document):
     """What a robust accuracy is about: every perturbation with ||delta||_norm <= eps that stays in [0, 1]."""
 

@@ -4,7 +4,7 @@ import argparse
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dkl import models, recipes
+from dkl import architectures, layouts, models
 from dkl.datasets import DATASETS
 from dkl.weights import CheckpointError, State, require_fit, save_checkpoint
 
@@ -28,8 +28,6 @@ _ENTRIES = (
     "ema_state_dict",
 )
 """Where training scripts keep a state dict inside what they save."""
-_PREFIXES = ("module.", "model.", "_orig_mod.")
-"""What wrappers (DataParallel, a class with the network in it, torch.compile) put in front of every name."""
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 _HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -106,29 +104,30 @@ def _tensors(state: object) -> State:
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def without_prefixes(state: State) -> State:
-    """`state` without what wrappers put in front of all its names."""
-    while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+class Converted(NamedTuple):
+    sha256: str
+    """Of the checkpoint, in hex."""
+    notes: tuple[str, ...]
+    """What its user has to know about it, in sentences."""
 
 
 def convert(
-    source: Path, target: Path, *, architecture: recipes.Model, dataset: str, entry: str | None = None
-) -> str:
-    """Write the weights in `source` as a checkpoint of ours to `target`; its sha256.
+    source: Path, target: Path, *, architecture: architectures.Model, dataset: str, entry: str | None = None
+) -> Converted:
+    """Write the weights in `source` as a checkpoint of ours to `target`.
 
     The number of channels and of classes is the weights' own. Counts of batches, which no inference reads, may be
-    missing; 16-bit weights become float32. Raises CheckpointError where the weights do not fit.
+    missing, or numbers with fractions where they were averaged; 16-bit weights become float32. Raises
+    CheckpointError where the weights do not fit, ValueError where timm cannot build the architecture.
     """
     content = read_entries(source)
     if entry is not None and not _is_state(content.get(entry)):
         raise CheckpointError(
             f"{source} holds no state dict called {entry!r}; found {', '.join(list(content)[:8])}"
         )
-    state = without_prefixes(find_state(source, content, prefer=[entry] if entry else []))
-    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    channels, classes = _channels(state), _classes(state)
+    found = find_state(source, content, prefer=[entry] if entry else [])
+    plain = layouts.read(source, found, architecture)
+    channels, classes = layouts.sizes(plain.state, architecture)
     if dataset in DATASETS and classes != len(DATASETS[dataset].class_names):
         raise CheckpointError(
             f"the weights in {source} tell {classes} classes apart, {dataset} has "
@@ -136,23 +135,18 @@ def convert(
         )
     with torch.device("meta"):
         model = models.build(architecture, channels=channels, classes=classes)
-    counts = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
-    state = {**{name: torch.zeros(value.shape, dtype=value.dtype) for name, value in counts.items()}, **state}
-    require_fit(source, state, model.state_dict())
+    wanted = model.state_dict()
+    counts = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}
+    state = {
+        **{name: torch.zeros(value.shape, dtype=value.dtype) for name, value in counts.items()},
+        **plain.state,
+    }
+    require_fit(source, state, wanted)
     model.to_empty(device="cpu").load_state_dict(state, strict=True)
-    return save_checkpoint(
+    sha256 = save_checkpoint(
         target, model, architecture=architecture, channels=channels, classes=classes, dataset=dataset
     )
-
-
-def _channels(state: State) -> int:
-    first = state.get("conv1.weight")
-    return first.shape[1] if first is not None and first.ndim == 4 else 3
-
-
-def _classes(state: State) -> int:
-    heads = (state.get(name) for name in ("fc.weight", "linear.weight"))
-    return next((head.shape[0] for head in heads if head is not None and head.ndim == 2), 10)
+    return Converted(sha256, plain.notes)
 
 
 # --- into networks that are not ours ----------------------------------------------------------------------

@@ -12,8 +12,8 @@ from dkl.documents import (
     Document,
     Fraction,
     JobId,
+    Normalisation,
     Pixels,
-    Positive,
     Seed,
     Sha256,
     ThreatModel,
@@ -22,29 +22,6 @@ from dkl.suites import APGD, AUTOATTACK, Attack, Suite, TargetedAPGD, Version, r
 from dkl.zoo_names import CLASSES, find
 
 # --- which model ------------------------------------------------------------------------------------------
-
-
-class Normalisation(Document):
-    """What a model expects to be done to pixels in [0, 1] before it sees them: (x - mean) / std, per channel."""
-
-    mean: tuple[Fraction, ...]
-    std: tuple[Positive, ...]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _in_units_of_pixels(cls, value: object) -> object:
-        mean = value.get("mean") if isinstance(value, dict) else None
-        if isinstance(mean, list | tuple) and any(isinstance(m, int | float) and m > 1 for m in mean):
-            raise ValueError(f"mean {list(mean)} is not of pixels in [0, 1]; divide mean and std by 255")
-        return value
-
-    @model_validator(mode="after")
-    def _one_of_each_per_channel(self) -> Self:
-        if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError(
-                f"found {len(self.mean)} means and {len(self.std)} stds; give one of each per channel"
-            )
-        return self
 
 
 class Checkpoint(Document):

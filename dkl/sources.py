@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from dkl import pretrained, zoo
 from dkl.batches import as_pixels, on_device
 from dkl.datasets import Arrays, load
+from dkl.documents import Normalisation
 from dkl.preprocessing import Preprocessed
-from dkl.protocols import Checkpoint, Function, JobResult, Judgement, Normalisation, Timm, Zoo
+from dkl.protocols import Checkpoint, Function, JobResult, Judgement, Timm, Zoo
 from dkl.weights import CheckpointError, LoadedModel, load_checkpoint
 
 Fetch = Callable[[JobResult | Checkpoint], Path]
@@ -62,6 +63,10 @@ def normalised(loaded: LoadedModel, expected: Normalisation) -> LoadedModel:
         raise ValueError(
             f"model.preprocessing has {len(expected.mean)} means, the model takes {loaded.channels} channels; "
             "give one mean and one std for each"
+        )
+    if loaded.preprocessing != "none":
+        raise ValueError(
+            f"this model normalises its input itself ({loaded.preprocessing}); leave model.preprocessing out"
         )
     model = Preprocessed(loaded.model, expected.mean, expected.std).eval()
     return LoadedModel(**{**vars(loaded), "model": model, "preprocessing": model.description})

@@ -1,4 +1,4 @@
-"""Things done to weights: averaging them, perturbing them (AWP), and keeping them in files.
+"""Keeping weights in files.
 
 Every file is written under a temporary name, flushed to the disk and renamed: a reader finds the old file or the
 new one, never a part of one. Nothing is unpickled.
@@ -7,8 +7,6 @@ new one, never a part of one. Nothing is unpickled.
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,13 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
 
-from dkl import models, recipes
+from dkl import architectures, models
 from dkl.documents import Count, DatasetName, Document
 from dkl.files import replacing
+from dkl.preprocessing import show_normalisation
 
 State = dict[str, Tensor]
 
@@ -30,86 +29,24 @@ class CheckpointError(ValueError):
     """The file is not what it should be: damaged, foreign, or of another architecture."""
 
 
-# --- averaging --------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def average(previous: State | None, state: Mapping[str, Tensor], decay: float) -> State:
-    """The running average of state dicts after one more: decay * previous + (1 - decay) * state.
-
-    The first state (`previous` None) is taken as it is. All entries take part, batch-norm buffers too; integer
-    ones are averaged as float64, and `load_average` rounds them.
-
-    Source: the average over epochs of arXiv:2305.13948, with decay 0.9.
-    """
-    current = {name: value if value.is_floating_point() else value.double() for name, value in state.items()}
-    if previous is None:
-        return {name: value.clone() for name, value in current.items()}
-    return {name: decay * previous[name] + (1 - decay) * value for name, value in current.items()}
-
-
-def load_average(model: nn.Module, averaged: State) -> None:
-    """Put an average into `model`; integer entries (counts of batches) are rounded to the nearest integer."""
-    own = model.state_dict()
-    model.load_state_dict(
-        {name: v if own[name].is_floating_point() else v.round() for name, v in averaged.items()}, strict=True
-    )
-
-
-# --- adversarial weight perturbation ----------------------------------------------------------------------
-
-
-def awp_direction(model: nn.Module, loss: Callable[[], Tensor]) -> State:
-    """Per weight tensor w, the ascent direction of the loss with the length of w itself.
-
-        direction = ||w|| / (||g|| + 1e-20) * g,      g = d loss() / d w
-
-    Convolution and linear kernels only: no biases, nothing of batch norms. `loss` runs the model, in the mode it
-    is in; running statistics are put back, parameters and their .grad are not touched.
-
-    Source: Wu et al., arXiv:2004.05884; computed here without a second network.
-    """
-    kernels = {name: w for name, w in model.named_parameters() if w.ndim > 1 and "weight" in name}
-    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
-    gradients = torch.autograd.grad(loss(), list(kernels.values()))
-    with torch.no_grad():
-        for buffer, before in buffers.items():
-            buffer.copy_(before)
-        return {
-            name: w.norm() / (gradient.norm() + 1e-20) * gradient
-            for (name, w), gradient in zip(kernels.items(), gradients, strict=True)
-        }
-
-
-@contextmanager
-def perturbed(model: nn.Module, direction: State, gamma: float) -> Iterator[None]:
-    """Inside, every kernel is w + gamma * direction, in place; afterwards the same amount is taken off again.
-
-    An optimiser step taken inside therefore starts, after it, from the unperturbed weights.
-    """
-    _shift(model, direction, gamma)
-    try:
-        yield
-    finally:
-        _shift(model, direction, -gamma)
-
-
-@torch.no_grad()
-def _shift(model: nn.Module, direction: State, factor: float) -> None:
-    for name, shift in direction.items():
-        model.get_parameter(name).add_(shift, alpha=factor)
-
-
 # --- checkpoints ------------------------------------------------------------------------------------------
 
 
 class _Metadata(Document):
     """What a checkpoint says about itself."""
 
-    architecture: recipes.Model
+    architecture: architectures.Model
     channels: Count
     classes: Count
     dataset: DatasetName
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written_before_silu_had_a_network_of_its_own(cls, value: Any) -> Any:
+        architecture = value.get("architecture") if isinstance(value, dict) else None
+        if not isinstance(architecture, dict) or architecture.get("activation") != "relu":
+            return value
+        return {**value, "architecture": {k: v for k, v in architecture.items() if k != "activation"}}
 
 
 @dataclass(frozen=True)
@@ -133,7 +70,7 @@ class LoadedModel:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, *, architecture: recipes.Model, channels: int, classes: int, dataset: str
+    path: Path, model: nn.Module, *, architecture: architectures.Model, channels: int, classes: int, dataset: str
 ) -> str:
     """Write the weights and how to rebuild the network as safetensors; the file's sha256 (hex).
 
@@ -171,18 +108,30 @@ def load_checkpoint(path: Path) -> LoadedModel:
         ) from None
     except ValidationError as error:
         raise CheckpointError(f"the metadata of {path} does not describe a known model: {error}") from error
-    with torch.device("meta"):  # shapes only: a file cannot make us allocate what it does not contain
+    try:
+        with torch.device("meta"):  # shapes only: a file cannot make us allocate what it does not contain
+            shapes = models.build(metadata.architecture, channels=metadata.channels, classes=metadata.classes)
+    except ValueError as error:
+        raise CheckpointError(f"the network of {path} cannot be built: {error}") from error
+    require_fit(path, tensors, shapes.state_dict())
+    with torch.random.fork_rng(devices=[]):  # once more in full, for the buffers that no state dict holds
         model = models.build(metadata.architecture, channels=metadata.channels, classes=metadata.classes)
-    require_fit(path, tensors, model.state_dict())
-    model.to_empty(device="cpu").load_state_dict(tensors, strict=True)
+    model.load_state_dict(tensors, strict=True)
     return LoadedModel(
         model=model.eval(),
-        architecture=recipes.show_model(metadata.architecture),
+        architecture=architectures.show_model(metadata.architecture),
         channels=metadata.channels,
         classes=metadata.classes,
         dataset=metadata.dataset,
         sha256=sha256,
+        preprocessing=_normalisation(metadata.architecture),
     )
+
+
+def _normalisation(architecture: architectures.Model) -> str:
+    """What the network does to pixels itself, in words."""
+    normalisation = getattr(architecture, "normalisation", None)
+    return "none" if normalisation is None else show_normalisation(normalisation.mean, normalisation.std)
 
 
 def require_fit(path: Path, found: State, wanted: State) -> None:

@@ -21,7 +21,8 @@ from torch import nn
 
 from dkl import zoo_names
 from dkl.downloads import fetched
-from dkl.foreign import find_state, load_into, read_entries, without_prefixes
+from dkl.foreign import find_state, load_into, read_entries
+from dkl.layouts import without_prefixes
 from dkl.preprocessing import show_normalisation
 from dkl.weights import LoadedModel, State
 

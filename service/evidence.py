@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from dkl.datasets import load, show_name
-from dkl.documents import show_pixels
+from dkl.documents import Normalisation, show_pixels
 from dkl.evidence import Evidence, read_evidence
 from dkl.paired import Pairs, compare
-from dkl.protocols import Normalisation, show_protocol
+from dkl.protocols import show_protocol
 from service import terminal
 from service.client import Event
 

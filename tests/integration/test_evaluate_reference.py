@@ -27,9 +27,9 @@ from trials import (
     write_images,
 )
 
+from dkl.architectures import ResNet
 from dkl.engine import run
 from dkl.evaluate import evaluate
-from dkl.recipes import ResNet
 from dkl.weights import save_checkpoint
 
 IMAGES = Path(__file__).parents[1] / "data"

@@ -11,13 +11,14 @@ import torch
 from torch.nn.functional import cross_entropy
 from trials import cnn, evaluation, write_images
 
+from dkl.architectures import CNN
 from dkl.batches import as_pixels
 from dkl.datasets import load
 from dkl.documents import ThreatModel
 from dkl.engine import run
 from dkl.evidence import About, EvidenceStage, data_sha256, read_evidence, write_evidence
 from dkl.packing import pack
-from dkl.recipes import CNN, fingerprint
+from dkl.recipes import fingerprint
 from dkl.tally import Finding, Tally
 from dkl.verify import classify, verify
 from dkl.weights import save_checkpoint

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from trials import SHA256, loaded
 
+from dkl.architectures import CNN
 from dkl.corrupted import corrupted_images
 from dkl.corruptions import clustered_interval, evaluate_corruptions
 from dkl.datasets import DatasetError, load
@@ -22,7 +23,6 @@ from dkl.explain import InvalidRecipeError, read_recipe
 from dkl.local import Judged, prepare
 from dkl.models import build
 from dkl.protocols import CORRUPTIONS, CorruptionProtocol, EvaluateCorruptions
-from dkl.recipes import CNN
 from dkl.weights import save_checkpoint
 
 N, K = 6, 10

@@ -7,8 +7,9 @@ import pytest
 
 from dkl import zoo_names
 from dkl.catalog import resolve
+from dkl.documents import Normalisation
 from dkl.explain import InvalidRecipeError
-from dkl.protocols import Evaluate, Function, Normalisation, Zoo
+from dkl.protocols import Evaluate, Function, Zoo
 from dkl.recipes import RECIPE
 
 SHA256 = "a" * 64

@@ -1,54 +1,122 @@
-"""Architectures: published sizes, published parameter names, and a published checkpoint."""
+"""Architectures: published sizes and parameter names, logits of RobustBench's code, others' checkpoints; modes."""
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
-from dkl import recipes
-from dkl.models import build, eval_mode
+from dkl import architectures
+from dkl.architectures import CNN, PreActResNet, ResNet, SwishWideResNet, TimmModel, WideResNet, show_model
+from dkl.documents import Normalisation
+from dkl.models import batch_mode, build, eval_mode, first_update
 
-SMALL = [
-    recipes.CNN(width=4),
-    recipes.ResNet(width=4),
-    recipes.PreActResNet(width=4),
-    recipes.WideResNet(depth=10, width=1),
-    recipes.WideResNet(depth=16, width=2, activation="silu"),
-]
+GREY = Normalisation(mean=(0.4,), std=(0.2,))
+CIFAR10 = Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616))
+CIFAR100 = Normalisation(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
+SWISH = SwishWideResNet(depth=10, width=1, normalisation=CIFAR10)
+SMALL = [CNN(width=4), ResNet(width=4), PreActResNet(width=4), WideResNet(depth=10, width=1), SWISH]
 
 
-def parameters(model: recipes.Model, classes: int) -> int:
+def parameters(model: architectures.Model, classes: int) -> int:
     with torch.device("meta"):
         return sum(p.numel() for p in build(model, channels=3, classes=classes).parameters())
 
 
-def test_parameter_counts_as_published():
-    assert parameters(recipes.WideResNet(depth=34, width=10), 10) == 46_160_474
-    assert parameters(recipes.WideResNet(depth=34, width=10), 100) == 46_218_164
-    assert parameters(recipes.WideResNet(depth=28, width=10, activation="silu"), 10) == 36_479_194
-    assert parameters(recipes.ResNet(), 10) == 11_173_962
-    assert parameters(recipes.PreActResNet(), 10) == 11_172_170  # 11,171,146 without the last batch norm
+@pytest.mark.parametrize(
+    ("model", "classes", "count"),
+    [
+        (WideResNet(depth=34, width=10), 10, 46_160_474),
+        (WideResNet(depth=34, width=10), 100, 46_218_164),
+        (WideResNet(depth=34, width=20), 10, 184_531_674),
+        (SwishWideResNet(depth=28, width=10, normalisation=CIFAR10), 10, 36_479_194),
+        (SwishWideResNet(depth=70, width=16, normalisation=CIFAR10), 10, 266_796_506),
+        (ResNet(), 10, 11_173_962),
+        (PreActResNet(), 10, 11_172_170),  # 11,171,146 without the last batch norm
+        (TimmModel(name="resnet50"), 1000, 25_557_032),
+    ],
+    ids=lambda value: show_model(value) if isinstance(value, architectures.Document) else str(value),
+)
+def test_parameter_counts_as_published(model, classes, count):
+    assert parameters(model, classes) == count
 
 
-@pytest.mark.parametrize("model", SMALL, ids=recipes.show_model)
+def for_channels(model: architectures.Model, channels: int) -> architectures.Model:
+    grey = channels == 1 and isinstance(model, SwishWideResNet)
+    return model.model_copy(update={"normalisation": GREY}) if grey else model
+
+
+@pytest.mark.parametrize("model", SMALL, ids=show_model)
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 32), (3, 17)])
 def test_forward_and_backward(model, channels, side):
-    network = build(model, channels=channels, classes=7)
+    network = build(for_channels(model, channels), channels=channels, classes=7)
     logits = network(torch.rand(3, channels, side, side))
     assert logits.shape == (3, 7)
     logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("model", SMALL, ids=recipes.show_model)
+@pytest.mark.parametrize("model", SMALL, ids=show_model)
 def test_an_image_that_is_too_small_is_refused(model):
     with pytest.raises(ValueError, match=r"needs images of at least . x . pixels, found 3 x 16"):
         build(model, channels=3, classes=7)(torch.rand(2, 3, 3, 16))
 
 
+# --- against RobustBench's code ---------------------------------------------------------------------------
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "models.json").read_text())["networks"]
+OURS = {
+    "wide-resnet-10-2": (WideResNet(depth=10, width=2), 10),
+    "swish-wide-resnet-10-2": (SwishWideResNet(depth=10, width=2, normalisation=CIFAR10), 10),
+    "swish-wide-resnet-16-1-cifar100": (SwishWideResNet(depth=16, width=1, normalisation=CIFAR100), 7),
+    "resnet-18": (ResNet(), 10),
+    "preact-resnet-18": (PreActResNet(), 10),
+}
+
+
+def waves(shape: torch.Size | tuple[int, ...], phase: float) -> Tensor:
+    """Entry n = 1, 2, ... is sin(n * (0.7 + phase)), in float64."""
+    count = torch.Size(shape).numel()
+    return torch.sin(torch.arange(1, count + 1, dtype=torch.float64) * (0.7 + phase)).reshape(shape)
+
+
+def filled(network: nn.Module) -> nn.Module:
+    """`network` in float64; its j-th entry by name holds waves of phase 0.013 j, scaled to what it is."""
+    state = {}
+    for j, (name, value) in enumerate(sorted(network.state_dict().items())):
+        wave, last = waves(value.shape, 0.013 * j), name.rpartition(".")[2]
+        match last:
+            case "num_batches_tracked":
+                state[name] = value
+            case "running_mean":
+                state[name] = 0.2 * wave
+            case "running_var":
+                state[name] = 1 + 0.5 * wave
+            case _ if value.ndim == 1:
+                state[name] = 0.1 * wave + (last == "weight")
+            case _:
+                state[name] = 2 * wave / value[0].numel() ** 0.5
+    network.double().load_state_dict(state)
+    return network
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_logits_of_robustbench(name):
+    model, classes = OURS[name]
+    network = filled(build(model, channels=3, classes=classes))
+    x = 0.5 + 0.5 * waves((2, 3, 32, 32), 0.11)
+    with torch.no_grad():
+        for mode, logits in (("eval", network.eval()(x)), ("train", network.train()(x))):
+            expected = torch.tensor(GOLDEN[name][f"{mode}_logits"], dtype=torch.float64)
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-9)
+
+
 def test_wide_resnet_has_the_names_of_trades_and_robustbench():
-    names = build(recipes.WideResNet(depth=10, width=2), channels=3, classes=7).state_dict().keys()
+    names = build(WideResNet(depth=10, width=2), channels=3, classes=7).state_dict().keys()
     batch_norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     block = ["conv1.weight", "conv2.weight", "convShortcut.weight"]
     block += [f"{bn}.{entry}" for bn in ("bn1", "bn2") for entry in batch_norm]
@@ -59,32 +127,184 @@ def test_wide_resnet_has_the_names_of_trades_and_robustbench():
 
 def test_wide_resnet_starts_as_published():
     torch.manual_seed(0)
-    network = build(recipes.WideResNet(depth=10, width=4), channels=3, classes=7)
+    network = build(WideResNet(depth=10, width=4), channels=3, classes=7)
     kernel = network.block3.layer[0].conv2.weight
     assert kernel.std().item() == pytest.approx((2 / (3 * 3 * 256)) ** 0.5, rel=0.01)
     assert (network.fc.bias == 0).all()
     assert (network.bn1.weight == 1).all()
 
 
-def test_the_activation_is_the_one_asked_for():
-    x = torch.rand(2, 3, 8, 8)
-    outputs = []
-    for activation in ("relu", "silu"):
-        torch.manual_seed(0)
-        outputs.append(
-            build(recipes.WideResNet(depth=10, width=1, activation=activation), channels=3, classes=4)(x)
-        )
-    assert not torch.allclose(*outputs)
+def test_the_swish_network_has_the_names_of_robustbench_and_dm_at():
+    names = list(build(SWISH, channels=3, classes=7).state_dict())
+    batch_norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    expected = ["init_conv.weight"]
+    for stage in range(3):
+        block = f"layer.{stage}.block.0."
+        for i in range(2):
+            expected += [f"{block}batchnorm_{i}.{entry}" for entry in batch_norm] + [f"{block}conv_{i}.weight"]
+        expected += [f"{block}shortcut.weight"] * (stage > 0)  # the first stage of width 1 has the stem's channels
+    assert names == [*expected, *(f"batchnorm.{entry}" for entry in batch_norm), "logits.weight", "logits.bias"]
+
+
+def test_the_swish_network_starts_as_published():
+    torch.manual_seed(0)
+    network = build(SWISH.model_copy(update={"width": 4}), channels=3, classes=7)
+    kernel = network.layer[2].block[0].conv_1.weight
+    assert kernel.std().item() == pytest.approx((2 / (3 * 3 * 256)) ** 0.5, rel=0.01)
+    assert (network.logits.bias == 0).all()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.01, 1e-5)}
+
+
+def test_a_normalisation_for_other_images_is_refused():
+    for model in (SWISH, TimmModel(name="resnet18", normalisation=CIFAR10)):
+        with pytest.raises(ValueError, match="normalisation has 3 means, the images have 1 channels"):
+            build(model, channels=1, classes=7)
+
+
+@pytest.mark.parametrize("model", SMALL, ids=show_model)
+def test_folded_batch_norms_leave_the_logits(model):
+    network = filled(build(model, channels=3, classes=5)).eval()
+    folded = fuse(network)
+    count = [sum(isinstance(m, nn.BatchNorm2d) for m in some.modules()) for some in (folded, network)]
+    assert count[0] < count[1]
+    for side in (32, 17):  # traced once, for every size
+        x = 0.5 + 0.5 * waves((2, 3, side, side), 0.11)
+        torch.testing.assert_close(folded(x), network(x), rtol=1e-10, atol=1e-10)
+
+
+# --- modes ------------------------------------------------------------------------------------------------
 
 
 def test_eval_mode_puts_every_module_back_as_it_was():
-    network = build(recipes.CNN(width=4), channels=1, classes=3)
+    network = build(CNN(width=4), channels=1, classes=3)
     network.bn1.eval()  # frozen by somebody
     with eval_mode(network):
         assert not any(module.training for module in network.modules())
     assert network.training
     assert network.bn2.training
     assert not network.bn1.training
+
+
+def modes_of(network: nn.Module) -> list[tuple[object, ...]]:
+    entries = ("training", "track_running_stats", "momentum")
+    return [tuple(getattr(module, entry, None) for entry in entries) for module in network.modules()]
+
+
+@pytest.mark.parametrize("model", SMALL, ids=show_model)
+def test_batch_mode_computes_with_the_batch_and_keeps_nothing(model):
+    network = build(model, channels=3, classes=5).eval()
+    next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d)).train()  # thawed by somebody
+    before, state, x = (
+        modes_of(network),
+        {k: v.clone() for k, v in network.state_dict().items()},
+        torch.rand(6, 3, 8, 8),
+    )
+    with batch_mode(network):
+        assert all(module.training for module in network.modules())
+        logits = network(x)
+    assert modes_of(network) == before
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+    assert torch.equal(logits, network.train()(x))
+    assert not all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+def test_batch_mode_ends_with_an_error_too():
+    network = build(SWISH, channels=3, classes=5).eval()
+    before = modes_of(network)
+    with pytest.raises(FloatingPointError), batch_mode(network), first_update(network):
+        raise FloatingPointError
+    assert modes_of(network) == before
+
+
+def test_a_batch_norm_of_its_owner_is_left_alone():
+    """One that never tracks stays so, and one that is no torch class is asked by its attribute."""
+
+    class Synchronised(nn.Module):
+        track_running_stats = True
+
+    network = nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False), Synchronised())
+    with batch_mode(network):
+        assert [module.track_running_stats for module in network] == [False, False]
+    assert [module.track_running_stats for module in network] == [False, True]
+
+
+def test_the_first_update_keeps_the_statistics_of_its_batch():
+    network = build(SWISH, channels=3, classes=5)
+    x = torch.rand(6, 3, 8, 8)
+    into = network.init_conv(
+        (x - torch.tensor(CIFAR10.mean).view(3, 1, 1)) / torch.tensor(CIFAR10.std).view(3, 1, 1)
+    )
+    norm = network.layer[0].block[0].batchnorm_0
+    batch_mean, batch_var = into.mean((0, 2, 3)), into.transpose(0, 1).flatten(1).var(dim=1)
+    with first_update(nn.Sequential(network)):
+        network(x)
+    torch.testing.assert_close(norm.running_mean, batch_mean)
+    torch.testing.assert_close(norm.running_var, batch_var)
+    network(0 * x)  # from the second on, one hundredth
+    empty = network.init_conv(network.normalise(0 * x)).mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, 0.99 * batch_mean + 0.01 * empty)
+
+
+def test_the_first_update_of_other_networks_is_like_any_other():
+    network = build(WideResNet(depth=10, width=1), channels=3, classes=5)
+    before = modes_of(network)
+    with first_update(network):
+        assert modes_of(network) == before
+
+
+# --- timm -------------------------------------------------------------------------------------------------
+
+
+def test_a_timm_network_is_timms_after_its_normalisation():
+    model = TimmModel(name="resnet18", normalisation=GREY)
+    torch.manual_seed(0)
+    ours = build(model, channels=1, classes=7).eval()
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnet18", num_classes=7, in_chans=1).eval()
+    x = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(ours(x), theirs((x - 0.4) / 0.2))
+    assert [f"model.{name}" for name in theirs.state_dict()] == list(ours.state_dict())
+
+
+def test_a_vision_transformer_is_built_for_the_size_of_the_images():
+    pytest.importorskip("timm")
+    network = build(TimmModel(name="vit_tiny_patch16_224", image_size=32), channels=3, classes=7)
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    with torch.device("meta"):
+        network = build(TimmModel(name="vit_tiny_patch16_224"), channels=3, classes=7)
+    with pytest.raises(
+        ValueError, match=r"built for images of 224 x 224 pixels, found 32 x 32; set model.image_size=32"
+    ):
+        network(torch.rand(2, 3, 32, 32, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ({"name": "resnet5"}, r"timm has no architecture 'resnet5'; did you mean resnet50"),
+        ({"name": "zzzzzzzz"}, r"timm has no architecture 'zzzzzzzz'; see timm.list_models"),
+        ({"name": "resnet18", "image_size": 32}, "resnet18 takes images of any size; leave out model.image_size"),
+        (
+            {"name": "xcit_nano_12_p8_224", "image_size": 30},
+            "cannot build xcit_nano_12_p8_224 for images of 30 x 30 pixels and 3 channels: .*divide.*; choose",
+        ),
+    ],
+)
+def test_what_timm_cannot_build_gets_one_sentence(wanted, sentence):
+    pytest.importorskip("timm")
+    with torch.device("meta"), pytest.raises(ValueError, match=sentence):
+        build(TimmModel(**wanted), channels=3, classes=7)
+
+
+def test_without_timm_a_sentence_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # what Python itself does for a package that is absent
+    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[engine\]'"):
+        build(TimmModel(name="resnet18"), channels=3, classes=7)
+
+
+# --- a published checkpoint -------------------------------------------------------------------------------
 
 
 def _pyautoattack_examples() -> Path | None:
@@ -97,7 +317,7 @@ def _pyautoattack_examples() -> Path | None:
 def test_a_published_resnet_18_loads_and_agrees_with_its_own_code():
     folder = _pyautoattack_examples()
     weights = torch.load(folder / "model_test.pt", map_location="cpu", weights_only=True)
-    ours = build(recipes.ResNet(), channels=3, classes=10).eval()
+    ours = build(ResNet(), channels=3, classes=10).eval()
     ours.load_state_dict(weights, strict=True)
 
     spec = importlib.util.spec_from_file_location("pyautoattack_example_resnet", folder / "resnet.py")

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from trials import as_tensor, cnn
 
+from dkl.architectures import PreActResNet
 from dkl.datasets import load
 from dkl.models import build
 from dkl.preflight import ModelError, inspect
 from dkl.preprocessing import Preprocessed
-from dkl.recipes import PreActResNet
 
 B, K = 32, 10
 

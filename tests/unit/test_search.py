@@ -8,19 +8,24 @@ import torch
 from torch import nn
 from trials import Linear, cnn
 
-from dkl import recipes
+from dkl.architectures import CNN, PreActResNet, ResNet, SwishWideResNet, WideResNet
 from dkl.attacks.graphs import Graphs
 from dkl.attacks.losses import ce, dlr, dlr_targeted
 from dkl.attacks.search import Search, _scaled, native_16_bit
+from dkl.documents import Normalisation
 from dkl.models import build
-from dkl.recipes import WideResNet
+
+
+def halves(channels):
+    return Normalisation(mean=(0.5,) * channels, std=(0.25,) * channels)
+
 
 ARCHITECTURES = {
-    "cnn": recipes.CNN(width=6),
-    "resnet": recipes.ResNet(width=4),
-    "preact": recipes.PreActResNet(width=4),
-    "wide-relu": recipes.WideResNet(depth=10, width=1),
-    "wide-silu": recipes.WideResNet(depth=10, width=1, activation="silu"),
+    "cnn": CNN(width=6),
+    "resnet": ResNet(width=4),
+    "preact": PreActResNet(width=4),
+    "wide-relu": WideResNet(depth=10, width=1),
+    "wide-silu": SwishWideResNet(depth=10, width=1, normalisation=halves(3)),
 }
 
 
@@ -28,7 +33,9 @@ def network(name, channels=3, classes=7):
     """Freshly built, in eval mode, with batch norms that do something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = build(ARCHITECTURES[name], channels=channels, classes=classes).eval()
+        other = {"normalisation": halves(channels)} if name == "wide-silu" else {}
+        architecture = ARCHITECTURES[name].model_copy(update=other)
+        model = build(architecture, channels=channels, classes=classes).eval()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)

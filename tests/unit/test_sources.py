@@ -12,10 +12,10 @@ from torch.nn.functional import interpolate
 from trials import cnn, evaluation, write_images
 
 from dkl import pretrained, zoo
+from dkl.architectures import CNN
 from dkl.downloads import DownloadError
 from dkl.preprocessing import Geometry, Preprocessed
 from dkl.protocols import Checkpoint, JobResult
-from dkl.recipes import CNN
 from dkl.sources import load_model
 from dkl.weights import CheckpointError, LoadedModel, save_checkpoint
 
@@ -183,7 +183,7 @@ TIMM = {"timm": "resnet18.a1_in1k"}
 
 def test_without_timm_a_sentence_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)  # what Python itself does for a package that is absent
-    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[timm\]'"):
+    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[engine\]'"):
         loaded(TIMM, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Averages and AWP against the reference's numbers; files that are whole, deterministic, or refused."""
+"""Files of weights: whole, deterministic, or refused."""
 
 import hashlib
 import json
@@ -9,139 +9,21 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from golden import TinyNet, assert_state, entry, of_kind, tensor
-from torch.nn.functional import cross_entropy
 
-from dkl import recipes
-from dkl.losses import gkl, ikl, kl
+from dkl.architectures import CNN, SwishWideResNet
+from dkl.documents import Normalisation
 from dkl.models import build
 from dkl.weights import (
     CheckpointError,
-    average,
-    awp_direction,
-    load_average,
     load_checkpoint,
     load_state,
-    perturbed,
     save_checkpoint,
     save_state,
 )
 
-# --- averaging --------------------------------------------------------------------------------------------
-
-
-def test_golden_average_over_epochs():
-    e = entry("pub-epoch-ema")
-    averaged = None
-    for checkpoint in e["checkpoints"]:
-        state = {name: tensor(value) for name, value in checkpoint.items()}
-        state["bn.num_batches_tracked"] = state["bn.num_batches_tracked"].long()
-        averaged = average(averaged, state, e["hyper"]["tau"])
-    for name, value in e["result"].items():
-        torch.testing.assert_close(averaged[name], tensor(value), rtol=1e-12, atol=0)
-
-
-def test_an_average_loads_into_the_model_with_its_counts_rounded():
-    model = build(recipes.CNN(width=2), channels=1, classes=3)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    other = {name: value + 7 for name, value in state.items()}
-    load_average(model, average(average(None, state, 0.9), other, 0.9))
-    torch.testing.assert_close(model.conv1.weight.detach(), state["conv1.weight"] + 0.7)
-    assert model.bn1.num_batches_tracked == 1  # 0.7, rounded
-    assert model.bn1.num_batches_tracked.dtype == torch.int64
-
-
-def test_an_average_is_not_changed_by_further_training():
-    model = build(recipes.CNN(width=2), channels=1, classes=3)
-    averaged = average(None, model.state_dict(), 0.9)
-    before = averaged["conv1.weight"].clone()
-    with torch.no_grad():
-        model.conv1.weight.add_(1)
-    assert torch.equal(averaged["conv1.weight"], before)
-
-
-# --- adversarial weight perturbation ----------------------------------------------------------------------
-
-
-def awp_case(name: str):
-    """The golden entry, its network in training mode, and the loss of logits_nat and logits_adv it ascends."""
-    e = entry(name)
-    hyper, y, prior = e["hyper"], torch.tensor(e["target"]), tensor(e["class_scores"])
-
-    def loss(nat, adv):
-        match e["formula"]:
-            case "AWP_v1":
-                robust = ikl(nat, adv, prior, wmse_weight=hyper["beta"], ce_weight=hyper["alpha"])
-            case "AWP_v2":
-                weights = {"wmse_weight": hyper["beta"], "ce_weight": hyper["alpha"]}
-                robust = gkl(nat, adv, prior, gamma=hyper["gamma"], **weights)
-            case "AWP_trades_kl":
-                robust = hyper["beta"] * kl(nat, adv)
-        return cross_entropy(nat, y) + robust
-
-    return e, TinyNet(e["initial_state"]).train(), loss
-
-
-@pytest.mark.parametrize("name", of_kind("awp"))
-def test_every_golden_awp_step(name):
-    e, model, loss = awp_case(name)
-    x, x_adv = tensor(e["inputs_clean"]), tensor(e["inputs_adv"])
-    gamma = e["hyper"]["gamma_awp"]
-    optimizer = torch.optim.SGD(model.parameters(), **e["hyper"]["sgd"])
-
-    def loss_of(forward):
-        if e["formula"] == "AWP_at_ce":
-            return cross_entropy(model(x_adv), torch.tensor(e["target"]))
-        return forward()
-
-    direction = awp_direction(model, lambda: loss_of(lambda: loss(model(x), model(x_adv))))
-    assert direction.keys() == e["diff"].keys()
-    for weight, expected in e["diff"].items():
-        torch.testing.assert_close(direction[weight], tensor(expected), rtol=1e-10, atol=1e-10)
-    assert_state(model, e["initial_state"], tolerance=0)
-    assert all(p.grad is None for p in model.parameters())
-
-    def adversarial_first():
-        adv = model(x_adv)
-        return loss(model(x), adv)
-
-    with perturbed(model, direction, gamma):
-        assert_state(model, e["perturbed_state"])
-        train_loss = loss_of(adversarial_first)
-        torch.testing.assert_close(train_loss, tensor(e["train_loss_on_perturbed"]), rtol=1e-10, atol=0)
-        train_loss.backward()
-        optimizer.step()
-    assert_state(model, e["state_after_sgd_step_and_restore"])
-
-
-def test_awp_leaves_biases_and_batch_norm_alone():
-    model = build(recipes.WideResNet(depth=10, width=1), channels=1, classes=3)
-    direction = awp_direction(model, lambda: model(torch.rand(4, 1, 8, 8)).square().sum())
-    assert all(name.endswith("weight") and "bn" not in name for name in direction)
-    assert {"conv1.weight", "fc.weight"} < direction.keys()
-    for name, shift in direction.items():
-        torch.testing.assert_close(shift.norm(), model.get_parameter(name).detach().norm(), rtol=1e-4, atol=0)
-
-
-def test_weights_are_restored_when_the_update_fails():
-    _, model, _ = awp_case("pub-awp-v1")
-    x = torch.rand(4, 3, 2, 2, dtype=torch.float64)
-    before = model.fc1.weight.detach().clone()
-    direction = awp_direction(model, lambda: model(x).square().sum())
-    with pytest.raises(FloatingPointError), perturbed(model, direction, 0.5):
-        raise FloatingPointError
-    torch.testing.assert_close(model.fc1.weight.detach(), before, rtol=1e-14, atol=1e-14)
-
-
-def test_a_zero_gradient_perturbs_nothing():
-    model = build(recipes.CNN(width=2), channels=1, classes=3)
-    direction = awp_direction(model, lambda: 0 * model(torch.rand(4, 1, 8, 8)).sum())
-    assert all((shift == 0).all() for shift in direction.values())
-
-
 # --- checkpoints ------------------------------------------------------------------------------------------
 
-WRN = recipes.WideResNet(depth=10, width=1, activation="silu")
+WRN = SwishWideResNet(depth=10, width=1, normalisation=Normalisation(mean=(0.4,), std=(0.2,)))
 ABOUT = {"architecture": WRN, "channels": 1, "classes": 3, "dataset": "npz:mine"}
 
 
@@ -179,9 +61,11 @@ def test_loading_draws_no_random_numbers(tmp_path):
 def test_equal_weights_are_equal_bytes_in_every_process(tmp_path):
     _, expected = saved(tmp_path / "model.safetensors")
     script = (
-        "import sys, torch; from pathlib import Path; from dkl import recipes; from dkl.models import build\n"
+        "import sys, torch; from pathlib import Path; from dkl.architectures import SwishWideResNet\n"
+        "from dkl.documents import Normalisation; from dkl.models import build\n"
         "from dkl.weights import save_checkpoint\n"
-        "wrn = recipes.WideResNet(depth=10, width=1, activation='silu'); torch.manual_seed(0)\n"
+        "grey = Normalisation(mean=(0.4,), std=(0.2,)); torch.manual_seed(0)\n"
+        "wrn = SwishWideResNet(depth=10, width=1, normalisation=grey)\n"
         "model = build(wrn, channels=1, classes=3).to(memory_format=torch.channels_last)\n"
         "print(save_checkpoint(Path(sys.argv[1]), model, architecture=wrn, channels=1, classes=3, "
         "dataset='npz:mine'))"
@@ -233,14 +117,16 @@ def test_foreign_safetensors_are_refused(tmp_path):
 
 def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
     path = tmp_path / "model.safetensors"
-    other = build(recipes.CNN(width=2), channels=1, classes=3)
+    other = build(CNN(width=2), channels=1, classes=3)
     save_checkpoint(path, other, **ABOUT)
-    with pytest.raises(CheckpointError, match=r"do not fit.*missing \(block1.*unexpected \(bn1") as caught:
+    with pytest.raises(CheckpointError, match=r"do not fit.*missing \(batchnorm.*unexpected \(bn1") as caught:
         load_checkpoint(path)
     assert str(caught.value).count(" torch.float32") + str(caught.value).count(" torch.int64") <= 10
 
     save_checkpoint(path, build(WRN, channels=1, classes=4), **ABOUT)
-    with pytest.raises(CheckpointError, match=r"2 missing \(fc.bias \(3,\).*2 unexpected \(fc.bias \(4,\)"):
+    with pytest.raises(
+        CheckpointError, match=r"2 missing \(logits.bias \(3,\).*2 unexpected \(logits.bias \(4,\)"
+    ):
         load_checkpoint(path)
 
 

@@ -1,0 +1,114 @@
+"""The networks that may be asked for. No torch here; `dkl.models` builds them."""
+
+from typing import Annotated, Literal, Self, assert_never
+
+from pydantic import Field, StringConstraints, model_validator
+
+from dkl.documents import Count, Document, Normalisation
+
+
+class CNN(Document):
+    """Two 3x3 convolutions with batch norm, one of them strided, and a linear head; for tiny images."""
+
+    kind: Literal["cnn"] = "cnn"
+    width: Count = 32
+
+
+class ResNet(Document):
+    """CIFAR-style post-activation ResNet (He et al., arXiv:1512.03385)."""
+
+    kind: Literal["resnet"] = "resnet"
+    depth: Literal[18] = 18
+    width: Count = 64
+    """Channels of the first stage; published models use 64."""
+
+
+class PreActResNet(Document):
+    """CIFAR-style pre-activation ResNet (He et al., arXiv:1603.05027)."""
+
+    kind: Literal["preact-resnet"] = "preact-resnet"
+    depth: Literal[18] = 18
+    width: Count = 64
+    """Channels of the first stage; published models use 64."""
+    normalisation: Normalisation | None = None
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
+
+
+Depth = Annotated[int, Field(ge=10, strict=True)]
+
+
+def _require_6n_plus_4(depth: int) -> None:
+    if (depth - 4) % 6:
+        raise ValueError(
+            f"depth must be 6n + 4 (10, 16, 22, 28, 34, 40, ...), found {depth}; take {depth - (depth - 4) % 6}"
+        )
+
+
+class WideResNet(Document):
+    """WRN-depth-width with ReLU (Zagoruyko and Komodakis, arXiv:1605.07146), as TRADES trains it."""
+
+    kind: Literal["wide-resnet"] = "wide-resnet"
+    depth: Depth = 34
+    width: Count = 10
+    normalisation: Normalisation | None = None
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
+
+    @model_validator(mode="after")
+    def _depth_is_6n_plus_4(self) -> Self:
+        _require_6n_plus_4(self.depth)
+        return self
+
+
+class SwishWideResNet(Document):
+    """WRN-depth-width with SiLU and padding as in Haiku, normalising its input itself (arXiv:2010.03593).
+
+    The network of DM-AT and of every entry with generated data. Its batch norms have momentum 0.01, and 1 in the
+    very first update.
+    """
+
+    kind: Literal["swish-wide-resnet"] = "swish-wide-resnet"
+    depth: Depth = 28
+    width: Count = 10
+    normalisation: Normalisation
+    """Applied inside: (x - mean) / std, x in [0, 1]."""
+
+    @model_validator(mode="after")
+    def _depth_is_6n_plus_4(self) -> Self:
+        _require_6n_plus_4(self.depth)
+        return self
+
+
+class TimmModel(Document):
+    """Any architecture of the timm library, from freshly drawn weights."""
+
+    kind: Literal["timm"] = "timm"
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,80}$")]
+    """As `timm.list_models()` has it, without a tag: resnet50, vit_small_patch16_224."""
+    image_size: Annotated[int, Field(ge=1, le=1024, strict=True)] | None = None
+    """Side of the images in pixels, for architectures that must know it (vision transformers)."""
+    normalisation: Normalisation | None = None
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
+
+
+Model = Annotated[
+    CNN | ResNet | PreActResNet | WideResNet | SwishWideResNet | TimmModel, Field(discriminator="kind")
+]
+
+
+def show_model(model: Model) -> str:
+    """The architecture's name as tables print it: "WRN-34-10", "PreActResNet-18"."""
+    match model:
+        case CNN():
+            return f"CNN-{model.width}"
+        case ResNet():
+            return f"ResNet-{model.depth}" + ("" if model.width == 64 else f"-w{model.width}")
+        case PreActResNet():
+            return f"PreActResNet-{model.depth}" + ("" if model.width == 64 else f"-w{model.width}")
+        case WideResNet():
+            return f"WRN-{model.depth}-{model.width}"
+        case SwishWideResNet():
+            return f"WRN-{model.depth}-{model.width}-SiLU"
+        case TimmModel():
+            return model.name
+        case _:
+            assert_never(model)

@@ -1,0 +1,42 @@
+"""The architectures of `dkl.architectures` as modules: x_BCHW in [0, 1] -> logits_BK.
+
+Parameter names are those of the published checkpoints, so that these load. No model normalises its input, but for
+those whose document says with what.
+"""
+
+from typing import assert_never
+
+from torch import nn
+
+from dkl import architectures
+from dkl.models.cnn import CNN
+from dkl.models.modes import batch_mode, eval_mode, first_update
+from dkl.models.resnet import PreActResNet, ResNet
+from dkl.models.swish import SwishWideResNet
+from dkl.models.timm_network import TimmNetwork
+from dkl.models.wide import WideResNet
+
+__all__ = ["batch_mode", "build", "eval_mode", "first_update"]
+
+
+def build(model: architectures.Model, *, channels: int, classes: int) -> nn.Module:
+    """A freshly initialised network for images of `channels` channels, in training mode, on the default device.
+
+    The weights come from torch's global generator. Its forward raises ValueError for images of a size that it does
+    not take. Raises ValueError where a normalisation is for other images, and for what timm cannot build.
+    """
+    match model:
+        case architectures.CNN():
+            return CNN(channels, classes, model.width)
+        case architectures.ResNet():
+            return ResNet(channels, classes, model.width)
+        case architectures.PreActResNet():
+            return PreActResNet(channels, classes, model.width, model.normalisation)
+        case architectures.WideResNet():
+            return WideResNet(channels, classes, model.depth, model.width, model.normalisation)
+        case architectures.SwishWideResNet():
+            return SwishWideResNet(channels, classes, model.depth, model.width, model.normalisation)
+        case architectures.TimmModel():
+            return TimmNetwork(model.name, channels, classes, model.image_size, model.normalisation)
+        case _:
+            assert_never(model)

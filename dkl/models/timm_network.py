@@ -1,0 +1,82 @@
+"""Any architecture of the timm library.
+
+Shapes: B batch, C channels, H, W pixels, K classes.
+"""
+
+import types
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dkl.documents import Normalisation
+from dkl.models.layers import normalise
+
+
+class TimmNetwork(nn.Module):
+    """timm's architecture `name` with weights drawn at random, after a normalisation if there is one.
+
+    Raises ValueError, with a sentence for the user, where timm is missing or cannot build it like this.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        channels: int,
+        classes: int,
+        image_size: int | None = None,
+        normalisation: Normalisation | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.normalise = normalise(normalisation, channels)
+        self.model = _built(_timm(), name, channels, classes, image_size)
+        facts = self.model.default_cfg
+        fixed = facts["input_size"][-1] if facts.get("fixed_input_size") else None
+        self.side: int | None = image_size or fixed
+        """Of the images in pixels, where it has to be known."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if self.side is not None:
+            _require_square(x_BCHW, self.side, self.name)
+        return self.model(self.normalise(x_BCHW))
+
+
+def _timm() -> types.ModuleType:
+    try:
+        return import_module("timm")
+    except ImportError:
+        raise ValueError(
+            "timm architectures need the package timm: pip install 'dkl-bench[engine]', or pip install timm"
+        ) from None
+
+
+def _built(timm: Any, name: str, channels: int, classes: int, image_size: int | None) -> Any:
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
+        raise ValueError(f"timm has no architecture {name!r}; {hint}")
+    size = {} if image_size is None else {"img_size": image_size}
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **size)
+    except (TypeError, AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        if "'img_size'" in str(error):
+            raise ValueError(f"{name} takes images of any size; leave out model.image_size") from error
+        images = f"of {image_size} x {image_size} pixels and {channels} channels" if image_size else ""
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"timm cannot build {name} for images {images or f'of {channels} channels'}: {first}; "
+            + ("choose another model.image_size" if image_size else "choose another architecture")
+        ) from error
+
+
+@torch.fx.wrap  # a check of its argument, which tracing must not look into
+def _require_square(x_BCHW: Tensor, side: int, name: str) -> None:
+    height, width = x_BCHW.shape[-2:]
+    if (height, width) != (side, side):
+        raise ValueError(
+            f"{name} is built for images of {side} x {side} pixels, found {height} x {width}; "
+            f"set model.image_size={height}"
+        )
