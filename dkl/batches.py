@@ -1,31 +1,24 @@
-"""A data set on the device, as the batches of each epoch.
+"""A recipe's training images, as the batches of each epoch on the device.
 
 Which images a batch holds and how they are augmented depends on (seed, epoch, index) alone: any batch can be made
 without the ones before it, so an interrupted epoch goes on where it stopped.
+
+Shapes: V views (1 or 2), B images of a batch, C channels, H, W pixels.
 """
 
-from enum import IntEnum
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dkl.datasets import Arrays
-
-
-class Draw(IntEnum):
-    """What random numbers are for: the first number of a key, so that no two uses share a stream."""
-
-    ORDER = 1
-    AUGMENTATION = 2
-    ATTACK_START = 3
-
-
-def generator(device: str | torch.device, *key: int) -> torch.Generator:
-    """A generator on `device` whose numbers follow from `key` alone."""
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(seed))
+from dkl.augment import augment
+from dkl.datasets import Arrays, Folder, is_folder, load, open_folder, read_pictures
+from dkl.draws import Draw, generator, order
+from dkl.folders import FolderRows, on_crops
+from dkl.generated import GeneratedRows, open_generated
+from dkl.recipes import Augmentation, Train
 
 
 def on_device(arrays: Arrays, device: str | torch.device) -> tuple[Tensor, Tensor]:
@@ -39,57 +32,213 @@ def as_pixels(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-class Batches:
-    """The training images in a new order every epoch. The last batch holds what is left and may be smaller."""
+# --- where the images of a batch come from ----------------------------------------------------------------
+
+
+class Rows(Protocol):
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def rows(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """What a batch shows before augmentation: uint8 (V or 1, B, C, H, W), int64 (B,), on the device."""
+
+
+class ResidentRows:
+    """Images that lie on the device, in a new order every epoch. The last batch holds what is left."""
+
+    def __init__(self, arrays: Arrays, *, batch_size: int, seed: int, device: str | torch.device) -> None:
+        self.images, self.labels = on_device(arrays, device)
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return _ceil(len(self.labels), self.batch_size)
+
+    def rows(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        chosen = order(len(self.labels), self.seed, epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        chosen = chosen.to(self.labels.device)
+        return self.images[chosen][None], self.labels[chosen]
+
+
+class MixedRows:
+    """Real and generated images in every batch, shuffled together. All batches are whole.
+
+    The real ones go through one permutation of them after the other, from a new one in every epoch.
+
+    Source: arXiv:2302.04638, whose epoch has as many batches as all training images make, held-out ones included.
+    """
 
     def __init__(
         self,
         arrays: Arrays,
+        generated: Arrays,
         *,
+        images: int,
+        fraction: float,
         batch_size: int,
-        augmentation: Literal["none", "crop-flip"],
         seed: int,
         device: str | torch.device,
     ) -> None:
+        drawn = int(batch_size * fraction)
+        if drawn == 0:
+            raise ValueError(
+                f"generated.fraction {fraction:g} of batch_size {batch_size} is less than one image; "
+                "raise either, or leave generated out"
+            )
         self.images, self.labels = on_device(arrays, device)
-        self.batch_size = batch_size
-        self.augmentation = augmentation
+        self.real = batch_size - drawn
         self.seed = seed
-        self._order = (0, torch.empty(0))
+        self._batches = _ceil(images, batch_size)
+        self.generated = GeneratedRows(generated, count=drawn, batches=self._batches, seed=seed, device=device)
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def rows(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        generated_BCHW, y_generated_B = self.generated.rows(epoch, index)
+        chosen = self._walk(epoch, index * self.real).to(self.labels.device)
+        images = torch.cat([self.images[chosen], generated_BCHW])
+        labels = torch.cat([self.labels[chosen], y_generated_B])
+        shuffled = torch.randperm(len(labels), generator=generator("cpu", Draw.MIXTURE, self.seed, epoch, index))
+        shuffled = shuffled.to(labels.device)
+        return images[shuffled][None], labels[shuffled]
+
+    def _walk(self, epoch: int, start: int) -> Tensor:
+        """`self.real` steps from step `start` of an epoch's way through permutation 0, 1, ..."""
+        count = len(self.labels)
+        first, last = start // count, (start + self.real - 1) // count
+        way = torch.cat([order(count, self.seed, epoch, turn) for turn in range(first, last + 1)])
+        return way[start - first * count :][: self.real]
+
+
+def _ceil(images: int, batch_size: int) -> int:
+    return (images + batch_size - 1) // batch_size
+
+
+# --- batches ----------------------------------------------------------------------------------------------
+
+
+class Batches:
+    """`rows`, augmented once for each view."""
+
+    def __init__(self, rows: Rows, *, augmentations: tuple[Augmentation | None, ...], seed: int) -> None:
+        self.source = rows
+        self.augmentations = augmentations
+        self.seed = seed
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return (len(self.labels) + self.batch_size - 1) // self.batch_size
+        return len(self.source)
 
     def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """The batch number `index` (from 0) of `epoch` (from 1): x float32 in [0, 1], y."""
+        """The batch number `index` (from 0) of `epoch` (from 1): x float32 in [0, 1] (V * B, C, H, W), y (V * B,).
+
+        The first views of all images come before the second views, in the same order.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"an epoch has {len(self)} batches, there is no batch {index}")
-        chosen = self._order_of(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        images = self.images[chosen]
-        if self.augmentation == "crop-flip":
-            images = crop_flip(images, generator(images.device, Draw.AUGMENTATION, self.seed, epoch, index))
-        return as_pixels(images), self.labels[chosen]
+        images_VBCHW, y_B = self.source.rows(epoch, index)
+        count = len(self.augmentations)
+        views = zip(
+            images_VBCHW.expand(count, -1, -1, -1, -1),
+            self.augmentations,
+            (Draw.AUGMENTATION, Draw.SECOND_VIEW)[:count],
+            strict=True,
+        )
+        shown = [
+            augment(images_BCHW, recipe, generator(images_BCHW.device, draw, self.seed, epoch, index))
+            if recipe
+            else images_BCHW
+            for images_BCHW, recipe, draw in views
+        ]
+        return as_pixels(torch.cat(shown)), y_B.repeat(count)
 
-    def _order_of(self, epoch: int) -> Tensor:
-        if self._order[0] != epoch:
-            # Drawn on the CPU, so that an epoch's order is the same on every device.
-            order = torch.randperm(len(self.labels), generator=generator("cpu", Draw.ORDER, self.seed, epoch))
-            self._order = (epoch, order.to(self.labels.device))
-        return self._order[1]
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a recipe trains on, and what it never trains on."""
+
+    batches: Batches
+    validation: Arrays | None
+    """The first `validation.images` of the training images; None: the recipe holds none out."""
+    channels: int
+    classes: int
 
 
-def crop_flip(images: Tensor, random: torch.Generator) -> Tensor:
-    """Each image (B, C, H, W) shifted by up to 4 pixels either way, zeros moving in, and mirrored with p = 1/2."""
-    count, channels, height, width = images.shape
-    device = images.device
-    top = torch.randint(0, 9, (count, 1), generator=random, device=device)
-    left = torch.randint(0, 9, (count, 1), generator=random, device=device)
-    mirrored = torch.randint(0, 2, (count, 1), generator=random, device=device, dtype=torch.bool)
-    rows = top + torch.arange(height, device=device)
-    columns = torch.arange(width, device=device).expand(count, width)
-    columns = left + torch.where(mirrored, width - 1 - columns, columns)
-    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
-    image = torch.arange(count, device=device)[:, None, None, None]
-    channel = torch.arange(channels, device=device)[:, None, None]
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+def training_data(recipe: Train, data_dir: Path, device: str | torch.device) -> TrainingData:
+    """The images that `recipe` asks for, from `data_dir`.
+
+    Raises DatasetError where they are missing or of the wrong form, ValueError where the recipe's numbers do not
+    suit them.
+    """
+    if is_folder(recipe.dataset):
+        return _from_folder(recipe, open_folder(recipe.dataset, "train", data_dir), device)
+    arrays = load(recipe.dataset, "train", data_dir)
+    count, held_out = _counts(recipe, len(arrays.labels))
+    batches = Batches(
+        _rows(recipe, _part(arrays, held_out, count), count, data_dir, device),
+        augmentations=_augmentations(recipe),
+        seed=recipe.seed,
+    )
+    validation = _part(arrays, 0, held_out) if held_out else None
+    return TrainingData(batches, validation, channels=arrays.images.shape[3], classes=arrays.classes)
+
+
+def _rows(recipe: Train, arrays: Arrays, images: int, data_dir: Path, device: str | torch.device) -> Rows:
+    if recipe.generated is None:
+        return ResidentRows(arrays, batch_size=recipe.batch_size, seed=recipe.seed, device=device)
+    return MixedRows(
+        arrays,
+        open_generated(data_dir, recipe.generated.file, real=arrays),
+        images=images,
+        fraction=recipe.generated.fraction,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        device=device,
+    )
+
+
+def _from_folder(recipe: Train, folder: Folder, device: str | torch.device) -> TrainingData:
+    if recipe.generated is not None:
+        raise ValueError(
+            f"generated images go with a data set that fits on the device, not with the files of "
+            f"{recipe.dataset}; leave generated out"
+        )
+    count, held_out = _counts(recipe, len(folder.labels))
+    rows = FolderRows(
+        folder.part(held_out, count),
+        batch_size=recipe.batch_size,
+        augmentations=_augmentations(recipe),
+        seed=recipe.seed,
+        device=device,
+    )
+    batches = Batches(rows, augmentations=tuple(map(on_crops, _augmentations(recipe))), seed=recipe.seed)
+    validation = read_pictures(folder.part(0, held_out)) if held_out else None
+    return TrainingData(batches, validation, channels=3, classes=len(folder.class_names))
+
+
+def _augmentations(recipe: Train) -> tuple[Augmentation | None, ...]:
+    if recipe.second_view is None:
+        return (recipe.augmentation,)
+    return (recipe.augmentation, recipe.second_view.augmentation)
+
+
+def _counts(recipe: Train, available: int) -> tuple[int, int]:
+    """How many images the recipe has, and how many of them, the first ones, are held out."""
+    if recipe.images is not None and recipe.images > available:
+        raise ValueError(
+            f"images is {recipe.images}, but {recipe.dataset} has {available} training images; "
+            "leave it out to train on all"
+        )
+    count = available if recipe.images is None else recipe.images
+    held_out = 0 if recipe.validation is None else recipe.validation.images
+    if held_out >= count:
+        raise ValueError(
+            f"validation.images is {held_out} of {count} training images, which leaves none to train on; hold out "
+            "fewer"
+        )
+    return count, held_out
+
+
+def _part(arrays: Arrays, first: int, end: int) -> Arrays:
+    return Arrays(arrays.images[first:end], arrays.labels[first:end], arrays.classes)

@@ -1,5 +1,7 @@
 """Data sets: what the readers return, and what they say when something is missing or of the wrong form."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +94,9 @@ def test_without_data_and_without_network(tmp_path: Path, monkeypatch: pytest.Mo
 def test_names_that_are_no_data_set(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose from digits, cifar10, cifar100"):
         datasets.load(name, "train", tmp_path)
+
+
+def test_names_are_known_without_what_readers_need() -> None:
+    script = "import sys, dkl.datasets; print(*{'torch', 'torchvision', 'PIL', 'sklearn'} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == ""
