@@ -1,18 +1,18 @@
 """Running a recipe: an iterator of events, whatever the recipe is."""
 
-import platform
 import re
 from collections.abc import Generator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import assert_never
 
 import torch
 
 from dkl.corruptions import evaluate_corruptions
+from dkl.distributed import run_distributed
 from dkl.evaluate import evaluate
 from dkl.events import Event, Started
-from dkl.protocols import Evaluate, EvaluateCorruptions, Timm, Zoo
+from dkl.protocols import Evaluate, EvaluateCorruptions
+from dkl.provenance import commit, device_name, versions
 from dkl.recipes import Recipe, Train
 from dkl.sources import Fetch, load_model
 from dkl.train import train
@@ -39,8 +39,12 @@ def run(
     work directory do not fit; FloatingPointError if training diverges.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    yield Started(device=_device_name(device), versions=_versions(recipe), resumed=_has_remains(workdir))
+    yield Started(
+        device=device_name(device), versions=versions(recipe), commit=commit(), resumed=_has_remains(workdir)
+    )
     match recipe:
+        case Train() if recipe.processes > 1:
+            yield from run_distributed(recipe, workdir, device=device, data_dir=data_dir)
         case Train():
             yield from train(recipe, workdir, device=device, data_dir=data_dir)
         case Evaluate():
@@ -64,28 +68,6 @@ def pick_device(name: str = "auto") -> str:
     if name != "cpu" and int(match["index"] or 0) >= found:
         raise ValueError(f"there is no device {name!r}: torch sees {found} GPUs; choose auto or cpu")
     return name
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
-def _versions(recipe: Recipe) -> dict[str, str]:
-    packages = ["torch", "numpy", "dkl-bench"]
-    packages += ["pyautoattack"] if isinstance(recipe, Evaluate) else []
-    if isinstance(recipe, EvaluateCorruptions) and recipe.source == "generated":
-        packages += ["imagecorruptions-imaug"]
-    if not isinstance(recipe, Train):
-        packages += ["robustbench", "timm"] if isinstance(recipe.model, Zoo) else []
-        packages += ["timm"] if isinstance(recipe.model, Timm) else []
-    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"  # a source tree that was put on the path
 
 
 def _has_remains(workdir: Path) -> bool:

@@ -4,7 +4,7 @@ An event with a `key` is a fact of the run: a resumed run says it again and whoe
 `Progress` is the present moment and is not kept.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,8 @@ class Started(_Event):
     kind: Literal["started"] = "started"
     device: str
     versions: dict[str, str]
+    commit: str | None
+    """The git commit of the code, with "-dirty" where files differ from it; absent outside a checkout."""
     resumed: bool
     """Whether an earlier attempt had left something to go on from."""
 
@@ -39,22 +41,49 @@ class Progress(_Event):
 
 
 class Epoch(_Event):
-    """One epoch of training is over. Accuracies are fractions on the training batches as they were seen."""
+    """One epoch of training is over. Accuracies are fractions."""
 
     kind: Literal["epoch"] = "epoch"
     epoch: int
     epochs: int
     loss: float
-    clean_accuracy: float
+    """The sum of the terms, a mean over the epoch's training images."""
+    terms: dict[str, float]
+    """What the loss is made of, with its weights: "natural", "kl", "wmse", "soft_ce", ..."""
+    clean_accuracy: float | None
+    """On the training batches as they were seen, augmented and while the model changed; absent for pgd-at, which
+    sees no clean images."""
     adversarial_accuracy: float | None
-    """On the inner maximisation's images; absent for natural training."""
+    """The same on the inner maximisation's images; absent for natural training."""
+    validation_accuracy: float | None
+    """On the held-out images; absent where the recipe holds none out. Of the averaged weights if there are any."""
+    validation_robust_accuracy: float | None
+    """The same under PGD at the recipe's full eps; absent for natural training too."""
     eps: float | None
     lr: float
+    images_per_second: float
     seconds: float
+    """Validation included."""
+    eta_seconds: float
+    """Of all epochs to come."""
 
     @property
     def key(self) -> str:
         return f"epoch-{self.epoch}"
+
+
+class Adjusted(_Event):
+    """The run goes on otherwise than it began, to go on at all."""
+
+    kind: Literal["adjusted"] = "adjusted"
+    sentence: str
+    """What happened and what was done, for people."""
+    micro_batch: int
+    """Images that pass the network at once from now on; gradients are summed up to the recipe's batch."""
+
+    @property
+    def key(self) -> str:
+        return f"adjusted-{self.micro_batch}"
 
 
 Phase = Literal["clean", "suite", "search", "recheck", "screen", "audit", "fallback"]
@@ -100,6 +129,20 @@ class BatchDone(_Event):
         return f"stage-{self.stage}-batch-{self.batch}"
 
 
+class Provenance(BaseModel):
+    """Where a result comes from: enough to ask the same question again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    recipe: dict[str, Any]
+    """The whole document, defaults included."""
+    fingerprint: str
+    seed: int
+    device: str
+    versions: dict[str, str]
+    commit: str | None
+
+
 class TrainResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -108,8 +151,16 @@ class TrainResult(BaseModel):
     """The file `model.safetensors` in the work directory."""
     parameters: int
     epochs: int
+    selected_epoch: int
+    """The epoch after which the weights were as they are in the checkpoint."""
     clean_accuracy: float
-    """On the whole test set, of the averaged weights."""
+    """On the whole test set."""
+    validation_accuracy: float | None
+    validation_robust_accuracy: float | None
+    """On the held-out training images, after `selected_epoch`."""
+    notes: tuple[str, ...]
+    """What differs from the recipe to the letter."""
+    provenance: Provenance
     seconds: float
     """Training time over all attempts."""
 
@@ -252,4 +303,4 @@ class Finished(_Event):
         return "finished"
 
 
-Event = Started | Progress | Epoch | BatchDone | CorruptionDone | Finished
+Event = Started | Progress | Epoch | Adjusted | BatchDone | CorruptionDone | Finished

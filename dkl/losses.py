@@ -1,4 +1,4 @@
-"""The mathematics of DKL: KL and its decoupled forms, and the class prior they are weighted with.
+"""The mathematics of the objectives: KL, its decoupled forms, and the losses of their rivals.
 
 Shapes: B batch, K classes. `logits_nat` are the logits of the clean image, `logits_adv` those of the adversarial
 one. Every loss is a scalar in nats, a mean over the batch unless it says otherwise, computed in float32 (float64
@@ -9,7 +9,7 @@ The paper's alpha is `wmse_weight` and its beta is `ce_weight`; the authors' cod
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 
 def kl(logits_nat_BK: Tensor, logits_adv_BK: Tensor) -> Tensor:
@@ -107,13 +107,66 @@ def gkl(
 
     Source: arXiv:2503.08038.
     """
-    if gamma < 0:
-        raise ValueError(f"gamma must be 0 or larger, found {gamma}; 1 leaves the prior as it is, 0 flattens it")
+    nat_BK, adv_BK = _pair(logits_nat_BK, logits_adv_BK)
+    prior_BK = _rows_like(nat_BK, prior_BK, "prior")
+    wmse = gkl_wmse(nat_BK, adv_BK, prior_BK, gamma=gamma, normaliser=gkl_normaliser(prior_BK, gamma=gamma))
+    return wmse_weight * wmse + ce_weight * _soft_cross_entropy(nat_BK, adv_BK, temperature=temperature)
+
+
+def gkl_wmse(
+    logits_nat_BK: Tensor, logits_adv_BK: Tensor, prior_BK: Tensor, *, gamma: float, normaliser: Tensor
+) -> Tensor:
+    """The first term of gkl() with unit weight, for a part of a batch: `normaliser` is the whole batch's."""
     nat_BK, adv_BK = _pair(logits_nat_BK, logits_adv_BK)
     weight_BK = _rows_like(nat_BK, prior_BK, "prior").detach() ** gamma
-    mean_squared_total = weight_BK.sum(1).square().mean()  # of B images, as weighted_mse is a mean over them
-    wmse = weighted_mse(nat_BK, adv_BK, weight_BK) / mean_squared_total
-    return wmse_weight * wmse + ce_weight * _soft_cross_entropy(nat_BK, adv_BK, temperature=temperature)
+    return weighted_mse(nat_BK, adv_BK, weight_BK) / normaliser.to(weight_BK.dtype)
+
+
+def gkl_normaliser(prior_BK: Tensor, *, gamma: float) -> Tensor:
+    """What gkl() divides the mean wMSE of a batch by: the mean over its images of (sum_j prior_j ** gamma)**2."""
+    if gamma < 0:
+        raise ValueError(f"gamma must be 0 or larger, found {gamma}; 1 leaves the prior as it is, 0 flattens it")
+    return (prior_BK.detach() ** gamma).sum(1).square().mean()
+
+
+def boosted_cross_entropy(logits_adv_BK: Tensor, y_B: Tensor) -> Tensor:
+    """The cross-entropy plus a margin term on the largest wrong probability.
+
+        BCE = -log q_y - log(1.0001 - max_{j != y} q_j),      q = softmax(adv)
+
+    Source: MART, Wang et al., ICLR 2020, Eq. 6, with the constant of the authors' code.
+    """
+    adv_BK = _at_least_float32(logits_adv_BK)
+    wrong_BK = adv_BK.softmax(1).scatter(1, y_B[:, None], -1.0)
+    return cross_entropy(adv_BK, y_B) - (1.0001 - wrong_BK.amax(1)).log().mean()
+
+
+def misclassification_kl(logits_nat_BK: Tensor, logits_adv_BK: Tensor, y_B: Tensor) -> Tensor:
+    """KL(nat || adv) of each image weighted by how wrong its clean prediction is, >= 0.
+
+        mean_b KL_b * (1.0000001 - p_y),      p = softmax(nat); the gradient flows through the weight too
+
+    Source: MART, Wang et al., ICLR 2020, Eq. 11, with the constant of the authors' code.
+    """
+    nat_BK, adv_BK = _pair(logits_nat_BK, logits_adv_BK)
+    log_p_BK, log_q_BK = nat_BK.log_softmax(1), adv_BK.log_softmax(1)
+    kl_B = (log_p_BK.exp() * (log_p_BK - log_q_BK)).sum(1)
+    p_y_B = log_p_BK.gather(1, y_B[:, None])[:, 0].exp()
+    return (kl_B * (1.0000001 - p_y_B)).mean()
+
+
+def margin(logits_BK: Tensor, y_B: Tensor) -> Tensor:
+    """The largest wrong logit minus the label's, mean over the batch: what PGD maximises to judge a model.
+
+    Source: the loss of Carlini and Wagner, arXiv:1608.04644, without its confidence.
+    """
+    wrong_BK = logits_BK.scatter(1, y_B[:, None], -torch.inf)
+    return (wrong_BK.amax(1) - logits_BK.gather(1, y_B[:, None])[:, 0]).mean()
+
+
+def soft_cross_entropy(logits_nat_BK: Tensor, logits_adv_BK: Tensor) -> Tensor:
+    """-sum_j S(p_j) * log q_j, S = stop-gradient: the second term of dkl, ikl and gkl."""
+    return _soft_cross_entropy(*_pair(logits_nat_BK, logits_adv_BK), temperature=1.0)
 
 
 def _soft_cross_entropy(nat_BK: Tensor, adv_BK: Tensor, *, temperature: float) -> Tensor:
@@ -133,6 +186,10 @@ def _pair(logits_a_BK: Tensor, logits_b_BK: Tensor) -> tuple[Tensor, Tensor]:
     return logits_a_BK.to(dtype), logits_b_BK.to(dtype)
 
 
+def _at_least_float32(logits_BK: Tensor) -> Tensor:
+    return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
+
+
 def _rows_like(logits_BK: Tensor, rows_BK: Tensor, name: str) -> Tensor:
     if rows_BK.shape != logits_BK.shape:
         raise ValueError(
@@ -140,60 +197,3 @@ def _rows_like(logits_BK: Tensor, rows_BK: Tensor, name: str) -> Tensor:
             f"found {tuple(rows_BK.shape)}; ClassPrior.rows_for(y) looks the rows up"
         )
     return rows_BK.to(logits_BK.dtype)
-
-
-class ClassPrior:
-    """The class prior (K, K): row y is the mean softened prediction for images of class y in the last epoch.
-
-        row_y = mean over the epoch's images of class y of softmax(logits_nat / temperature)
-
-    Uniform before the first epoch ends. `momentum` m mixes the old rows in: m * new + (1 - m) * old.
-    A class that an epoch does not show keeps its row. Sums are in float64: an epoch of a class is many images.
-
-    Source: arXiv:2305.13948, "global information"; the paper's tau is `temperature`.
-    """
-
-    def __init__(
-        self, classes: int, *, temperature: float, momentum: float = 1.0, device: str | torch.device = "cpu"
-    ) -> None:
-        self.temperature = temperature
-        self.momentum = momentum
-        self.rows = torch.full((classes, classes), 1 / classes, dtype=torch.float64, device=device)
-        self._sums = torch.zeros_like(self.rows)
-        self._counts = torch.zeros(classes, dtype=torch.float64, device=device)
-
-    def rows_for(self, y_B: Tensor) -> Tensor:
-        """The rows (B, K), float64, of the labels `y_B`."""
-        return self.rows[y_B]
-
-    @torch.no_grad()
-    def update(self, logits_nat_BK: Tensor, y_B: Tensor) -> None:
-        """Count a training batch towards the next rows; `rows` stay as they are until the epoch ends."""
-        probs_BK = (logits_nat_BK.double() / self.temperature).softmax(1)
-        # A product, as index_add_ adds in no fixed order on CUDA.
-        member_BK = one_hot(y_B, len(self.rows)).double()
-        self._sums += member_BK.T @ probs_BK
-        self._counts += member_BK.sum(0)
-
-    def end_epoch(self) -> None:
-        """Make the epoch's means the rows, and count from zero again."""
-        fresh_KK = self._sums / self._counts.clamp_min(1)[:, None]
-        mixed_KK = self.momentum * fresh_KK + (1 - self.momentum) * self.rows
-        self.rows = torch.where(self._counts[:, None] > 0, mixed_KK, self.rows)
-        self._sums = torch.zeros_like(self._sums)
-        self._counts = torch.zeros_like(self._counts)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Rows and the epoch's sums so far: a prior restored in mid-epoch goes on as if never stopped."""
-        return {"rows": self.rows, "sums": self._sums, "counts": self._counts}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_dict` gave; ValueError where it is of another number of classes."""
-        if state["rows"].shape != self.rows.shape:
-            raise ValueError(
-                f"the stored class prior is {tuple(state['rows'].shape)}, this one {tuple(self.rows.shape)}; "
-                "the state belongs to a data set with another number of classes"
-            )
-        self.rows = state["rows"].to(self.rows)
-        self._sums = state["sums"].to(self._sums)
-        self._counts = state["counts"].to(self._counts)

@@ -6,128 +6,149 @@ accuracy under common corruptions.
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self, assert_never
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, StringConstraints, TypeAdapter, model_validator
 
-from dkl.documents import Count, DatasetName, Decay, Document, NonNegative, Positive, Seed, ThreatModel
+from dkl.architectures import Model
+from dkl.documents import (
+    Count,
+    DatasetName,
+    Decay,
+    Document,
+    Fraction,
+    NonNegative,
+    Positive,
+    Seed,
+    ThreatModel,
+)
+from dkl.objectives import AWP, MART, PGD, PGDAT, Natural, Objective
 from dkl.protocols import Evaluate, EvaluateCorruptions
 
-# --- models -----------------------------------------------------------------------------------------------
+# --- the images -------------------------------------------------------------------------------------------
 
 
-class CNN(Document):
-    """Two 3x3 convolutions with batch norm, one of them strided, and a linear head; for tiny images."""
+class Augmentation(Document):
+    """What is done to every training image, anew in every epoch, in this order.
 
-    kind: Literal["cnn"] = "cnn"
-    width: Count = 32
-
-
-class ResNet(Document):
-    """CIFAR-style post-activation ResNet (He et al., arXiv:1512.03385)."""
-
-    kind: Literal["resnet"] = "resnet"
-    depth: Literal[18] = 18
-    width: Count = 64
-    """Channels of the first stage; published models use 64."""
-
-
-class PreActResNet(Document):
-    """CIFAR-style pre-activation ResNet (He et al., arXiv:1603.05027)."""
-
-    kind: Literal["preact-resnet"] = "preact-resnet"
-    depth: Literal[18] = 18
-    width: Count = 64
-    """Channels of the first stage; published models use 64."""
-
-
-class WideResNet(Document):
-    """WRN-depth-width (Zagoruyko and Komodakis, arXiv:1605.07146)."""
-
-    kind: Literal["wide-resnet"] = "wide-resnet"
-    depth: Annotated[int, Field(ge=10, strict=True)] = 34
-    width: Count = 10
-    activation: Literal["relu", "silu"] = "relu"
-
-    @model_validator(mode="after")
-    def _depth_is_6n_plus_4(self) -> Self:
-        if (self.depth - 4) % 6:
-            raise ValueError(
-                f"depth must be 6n + 4 (10, 16, 22, 28, 34, 40, ...), found {self.depth}; "
-                f"take {self.depth - (self.depth - 4) % 6}"
-            )
-        return self
-
-
-Model = Annotated[CNN | ResNet | PreActResNet | WideResNet, Field(discriminator="kind")]
-
-
-def show_model(model: CNN | ResNet | PreActResNet | WideResNet) -> str:
-    """The architecture's name as tables print it: "WRN-34-10", "PreActResNet-18"."""
-    match model:
-        case CNN():
-            return f"CNN-{model.width}"
-        case ResNet():
-            return f"ResNet-{model.depth}" + ("" if model.width == 64 else f"-w{model.width}")
-        case PreActResNet():
-            return f"PreActResNet-{model.depth}" + ("" if model.width == 64 else f"-w{model.width}")
-        case WideResNet():
-            return f"WRN-{model.depth}-{model.width}" + ("" if model.activation == "relu" else "-SiLU")
-        case _:
-            assert_never(model)
-
-
-# --- training ---------------------------------------------------------------------------------------------
-
-
-class Natural(Document):
-    """Cross-entropy on clean images."""
-
-    kind: Literal["natural"] = "natural"
-
-
-class IKL(Document):
-    """CE(x, y) + wmse_weight * wMSE + ce_weight * soft cross-entropy: IKL-AT, arXiv:2305.13948, Eq. 10.
-
-    The paper calls wmse_weight alpha and ce_weight beta; the authors' code has them the other way round.
+    Of pictures in folders a random rectangle is cut out instead of `crop` and `padding`.
     """
 
-    kind: Literal["ikl"] = "ikl"
-    wmse_weight: NonNegative = 20.0
-    """Factor in front of the 1/4 form of the weighted MSE."""
-    ce_weight: NonNegative = 4.0
-    """Factor in front of the soft-label cross-entropy."""
-    prior_temperature: Positive = 4.0
-    """Softens the predictions that are averaged into the class prior (the paper's tau)."""
+    crop: Annotated[int, Field(ge=0, strict=True)] = 4
+    """Pad by so many pixels and cut the original size out anywhere; 0: no cropping."""
+    padding: Literal["zeros", "reflect"] = "zeros"
+    flip: bool = True
+    """Mirror left to right with probability 1/2."""
+    rotation: Annotated[float, Field(ge=0, le=180, strict=True)] = 0.0
+    """Turn by up to so many degrees either way."""
+    policy: Literal["autoaugment", "cutout"] | None = None
+    """autoaugment: the CIFAR-10 policy of arXiv:1805.09501. cutout: a black square of half the side (16 of 32
+    pixels), arXiv:1708.04552."""
 
 
-Objective = Annotated[Natural | IKL, Field(discriminator="kind")]
+class SecondView(Document):
+    """Every image a second time, augmented otherwise. The natural term is a mean over both views alike."""
+
+    augmentation: Augmentation = Augmentation(policy="autoaugment")
+    weight: NonNegative = 0.5
+    """Of the second view's robust term; the first view's has weight 1."""
 
 
-class PGD(Document):
-    """The inner maximisation of adversarial training. The radius grows linearly, eps * epoch / epochs."""
+class Generated(Document):
+    """Generated images in every batch, drawn with replacement: arXiv:2302.04638.
 
-    steps: Count = 5
-    relative_step_size: Positive = 0.5
-    """Step size in units of the epoch's eps."""
-    loss: Literal["ikl", "kl"] = "ikl"
-    """What is maximised: IKL with unit weights (the authors' CIFAR-100 script) or KL (CIFAR-10)."""
+    An epoch has as many batches as it would have without them.
+    """
+
+    file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    """FILE.npz in the data directory, uncompressed, with the arrays `image` (uint8, N,H,W,C) and `label`; or a folder
+    of that name with image.npy and label.npy."""
+    fraction: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.7
+    """Of each batch."""
 
 
-class AWP(Document):
-    """Adversarial weight perturbation (Wu et al., arXiv:2004.05884)."""
+class Validation(Document):
+    """Training images that are held out, and judged after every epoch, clean and under PGD with margin loss."""
 
-    gamma: Positive = 0.005
-    """Size of the perturbation relative to each weight tensor's norm."""
-    first_epoch: Count = 10
-    """Epochs before this one train without it."""
+    images: Count = 1024
+    """The first so many of the training set; in folders classes take turns."""
+    steps: Count = 10
+    """Of PGD, each 2.5 * eps / steps long."""
+
+
+# --- the optimiser ----------------------------------------------------------------------------------------
+
+
+class Cosine(Document):
+    """lr / 2 * (1 + cos(pi * t)) in epoch e = 1..E, with t = e / (E + 1), or (e - 1) / E from the full lr."""
+
+    kind: Literal["cosine"] = "cosine"
+    from_full: bool = False
+    """Whether the first epoch has the full learning rate."""
+
+
+class Steps(Document):
+    """The learning rate is divided by ten at the beginning of each of these epochs."""
+
+    kind: Literal["steps"] = "steps"
+    epochs: Annotated[tuple[Count, ...], Field(min_length=1, max_length=100)]
+
+
+class OneCycle(Document):
+    """Up from lr / 25 to lr and down to lr / 250,000 in half cosines; momentum goes 0.95, 0.85, 0.95 against it.
+
+    One step per epoch, as `torch.optim.lr_scheduler.OneCycleLR` counts; the optimiser's momentum has no say.
+    """
+
+    kind: Literal["one-cycle"] = "one-cycle"
+    rise: Fraction = 0.025
+    """The share of the epochs in which it grows."""
+
+
+Schedule = Annotated[Cosine | Steps | OneCycle, Field(discriminator="kind")]
 
 
 class SGD(Document):
     lr: Positive = 0.2
-    """Initial learning rate; follows half a cosine over the epochs."""
+    """The largest learning rate."""
+    schedule: Schedule = Cosine()
     momentum: Decay = 0.9
+    nesterov: bool = False
     weight_decay: NonNegative = 5e-4
+    decay_batch_norms: bool = True
+    """Whether the weight decay acts on the scales and shifts of batch norms too."""
+
+
+# --- averaging --------------------------------------------------------------------------------------------
+
+
+class EpochEMA(Document):
+    """average <- decay * average + (1 - decay) * state after every epoch, batch-norm statistics included."""
+
+    kind: Literal["epoch-ema"] = "epoch-ema"
+    decay: Decay = 0.9
+
+
+class StepEMA(Document):
+    """average <- decay * average + (1 - decay) * weights after every update.
+
+    The decay of the k-th update after the start is min(decay, (1 + k) / (10 + k)).
+    """
+
+    kind: Literal["step-ema"] = "step-ema"
+    decay: Decay = 0.995
+    start: Fraction = 0.025
+    """The share of all updates in which the average is only a copy."""
+    ramp: bool = True
+    """Whether the decay grows as (1 + k) / (10 + k) at first."""
+    statistics: Literal["model", "averaged"] = "model"
+    """Of batch norms: those of the model itself, or averaged like the weights."""
+
+
+Averaging = Annotated[EpochEMA | StepEMA, Field(discriminator="kind")]
+
+
+# --- training ---------------------------------------------------------------------------------------------
 
 
 class Train(Document):
@@ -135,6 +156,11 @@ class Train(Document):
 
     kind: Literal["train"] = "train"
     dataset: DatasetName
+    images: Count | None = None
+    """Train on the first so many training images only; absent: on all."""
+    generated: Generated | None = None
+    augmentation: Augmentation | None = Augmentation()
+    second_view: SecondView | None = None
     model: Model
     objective: Objective
     threat: ThreatModel | None = None
@@ -142,34 +168,54 @@ class Train(Document):
     attack: PGD | None = None
     """The inner maximisation; needed by adversarial objectives, absent for natural training."""
     awp: AWP | None = None
-    augmentation: Literal["none", "crop-flip"] = "crop-flip"
-    """crop-flip: random crop after 4 pixels of zero padding, horizontal flip."""
-    images: Count | None = None
-    """Train on the first so many training images only; absent: on all."""
     epochs: Count
     batch_size: Count = 128
+    """Images per update, views not counted twice, over all processes."""
     optimizer: SGD = SGD()
-    ema_decay: Decay | None = 0.9
-    """Decay of the average over the epochs' weights, which is the result; absent: the last weights are."""
+    averaging: Averaging | None = EpochEMA()
+    """The averaged weights are the result; absent: the last weights are."""
+    validation: Validation | None = None
+    select: Literal["last", "best"] = "last"
+    """Which epoch's weights are the result. best: of the highest accuracy under PGD on the validation images."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of convolutions and products; logits, losses, weights and averages are float32 in any case."""
+    compile: Literal["off", "default", "cuda-graphs"] = "off"
+    """Whether torch.compile makes the network's kernels, and replays them as CUDA graphs."""
+    processes: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
+    """Copies of the model that share every batch, one per GPU; batch norms see the whole batch."""
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _objective_gets_what_it_needs(self) -> Self:
         fields = {"threat": self.threat, "attack": self.attack}
-        match self.objective:
-            case Natural():
-                extra = sorted(k for k, v in {**fields, "awp": self.awp}.items() if v is not None)
-                if extra:
-                    raise ValueError(f"natural training takes no {', '.join(extra)}; leave out or pick 'ikl'")
-            case IKL():
-                missing = sorted(k for k, v in fields.items() if v is None)
-                if missing:
-                    raise ValueError(f"the objective 'ikl' needs {' and '.join(missing)}")
-                if self.threat is not None and self.threat.norm == "L1":
-                    raise ValueError("training against L1 is not available; use Linf or L2")
-            case _:
-                assert_never(self.objective)
+        if isinstance(self.objective, Natural):
+            adversarial = {**fields, "awp": self.awp, "second_view": self.second_view}
+            extra = sorted(k for k, v in adversarial.items() if v is not None)
+            if extra:
+                raise ValueError(f"natural training takes no {', '.join(extra)}; leave out or pick 'ikl'")
+            return self
+        missing = sorted(k for k, v in fields.items() if v is None)
+        if missing:
+            raise ValueError(f"the objective '{self.objective.kind}' needs {' and '.join(missing)}")
+        if self.threat is not None and self.threat.norm == "L1":
+            raise ValueError("training against L1 is not available; use Linf or L2")
+        has_prior = self.objective.kind in {"ikl", "gkl"}
+        if self.attack is not None and self.attack.loss == "ikl" and not has_prior:
+            raise ValueError(
+                f"attack.loss 'ikl' needs the class prior of the objectives 'ikl' and 'gkl'; "
+                f"with '{self.objective.kind}' take '{_usual_loss(self.objective)}'"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _the_best_is_chosen_on_something(self) -> Self:
+        if self.select == "best" and self.validation is None:
+            raise ValueError("select 'best' needs validation, such as validation.images=1024")
+        return self
+
+
+def _usual_loss(objective: Objective) -> str:
+    return "ce" if isinstance(objective, PGDAT | MART) else "kl"
 
 
 # --- recipes ----------------------------------------------------------------------------------------------

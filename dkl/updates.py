@@ -1,113 +1,275 @@
-"""One update of the weights per objective: plain functions of a model, its optimiser and a batch.
+"""One update of the weights, whatever the objective: attack, perturb the weights, descend.
 
-Shapes: B batch, C channels, H, W pixels, K classes.
+Nothing is computed twice: clean logits once per attack, no gradients of weights while attacking, no second network
+for AWP. A batch may pass in parts (`micro_batch`) and be shared by several processes; the loss stays its mean.
+
+Shapes: V views, B batch, C channels, H, W pixels, K classes. Rows of a batch with two views come view first.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, assert_never
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from dkl import attacks, losses, weights
+from dkl import attacks
+from dkl.attacks.pgd import Forward
+from dkl.awp import ascent_direction, kernel_gradients, perturbed
 from dkl.documents import ThreatModel
-from dkl.losses import ClassPrior
-from dkl.models import eval_mode
-from dkl.recipes import AWP, IKL, PGD
+from dkl.objectives import AWP, GKL, IKL, PGD, Objective
+from dkl.prior import ClassPrior
+from dkl.terms import (
+    Terms,
+    attacked_loss,
+    has_prior,
+    natural_terms,
+    normaliser_of,
+    robust_terms,
+    sees_clean_images,
+)
+from dkl.world import ALONE, World
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model, and how to call it."""
+
+    model: nn.Module
+    forward: Forward
+    """x_BCHW -> logits_BK, at least float32."""
+    shared_forward: Forward
+    """The same, for the pass whose gradients all processes add up."""
+    accumulating: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Inside, backward passes add to the gradients without asking the other processes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the updates of an epoch do."""
+
+    objective: Objective
+    attack: PGD | None = None
+    threat: ThreatModel | None = None
+    """With the epoch's radius."""
+    awp: AWP | None = None
+    adversarial_first: bool = False
+    """Whether the adversarial images pass before the clean ones; running batch-norm statistics depend on it."""
+    view_weights: tuple[float, ...] = (1.0,)
+    """Of the robust term of each view."""
+
+
+class Batch(NamedTuple):
+    """The images of one update, the same in every process."""
+
+    x_VBCHW: Tensor
+    y_B: Tensor
+    start_VBCHW: Tensor | None
+    """Where the attack begins, as a difference to x; None for natural training."""
 
 
 class Update(NamedTuple):
-    """What one update saw, before it: the mean loss and how many images were classified correctly."""
+    """What one update saw, before it: means over the batch, and how many images were classified correctly."""
 
     loss: float
-    correct_nat: int
+    terms: dict[str, float]
+    correct_nat: int | None
+    """Of the first view; None where the objective never looks at clean images."""
     correct_adv: int | None
 
 
-def natural_update(model: nn.Module, optimizer: torch.optim.Optimizer, x_BCHW: Tensor, y_B: Tensor) -> Update:
-    """One update on the cross-entropy of the clean images."""
-    model.train()
-    logits_BK = model(x_BCHW)
-    loss = cross_entropy(logits_BK, y_B)
-    _update(optimizer, loss)
-    return Update(loss.item(), correct(logits_BK, y_B), None)
+def goes_adversarial_first(objective: Objective, awp: AWP | None) -> bool:
+    """The order of the originals: the DKL authors and the AWP repository pass adversarial images first."""
+    return isinstance(objective, IKL | GKL) or awp is not None
 
 
-def ikl_update(
-    model: nn.Module,
+class _Part(NamedTuple):
+    """Some images of a batch: all that passes the network at once."""
+
+    x_BCHW: Tensor
+    """View first, as are all rows here but those of the labels."""
+    y_B: Tensor
+    """Once per image."""
+    prior_BK: Tensor | None
+    start_BCHW: Tensor | None
+    share: float
+    """The part's images over the whole batch's."""
+
+
+def update(
+    network: Network,
     optimizer: torch.optim.Optimizer,
     prior: ClassPrior,
-    x_BCHW: Tensor,
-    y_B: Tensor,
+    plan: Plan,
+    batch: Batch,
     *,
-    objective: IKL,
-    attack: PGD,
-    threat: ThreatModel,
-    awp: AWP | None,
-    noise_BCHW: Tensor,
+    world: World = ALONE,
+    micro_batch: int | None = None,
 ) -> Update:
-    """One update on CE(nat, y) + IKL(nat, adv), the attack inside the ball of `threat`; `prior` counts the batch.
+    """Move the weights once, on the mean loss of `batch`; `prior` counts its clean predictions.
 
-    With `awp` the update is computed at weights perturbed towards a higher loss. `noise_BCHW`, standard normal,
-    starts the attack. The order of the forward passes matters to batch norm's running statistics: AWP clean, adv
-    (put back afterwards), then the update's adv, clean.
+    With `plan.awp` the gradient is that at weights perturbed towards a higher loss. `micro_batch` limits the
+    images that pass at once; batch norms then see the parts one by one. Raises FloatingPointError instead of the
+    optimiser's step where the loss is not finite.
 
-    Source: arXiv:2305.13948, Algorithm 1 and the authors' settings.
+    Source: arXiv:2305.13948, Algorithm 1, which has all others as special cases.
     """
-    prior_BK = prior.rows_for(y_B)
-    x_adv_BCHW = _attacked(model, x_BCHW, prior_BK, attack, threat, noise_BCHW)
-    model.train()
+    network.model.train()
+    views = len(batch.x_VBCHW)
+    normaliser = normaliser_of(plan.objective, prior.rows_for(batch.y_B)) if has_prior(plan.objective) else None
+    parts = list(_parts(batch, plan, prior, world, micro_batch))
+    adversarial = [_attacked(network, plan, part) for part in parts]
 
-    def objective_of(logits_nat_BK: Tensor, logits_adv_BK: Tensor) -> Tensor:
-        return cross_entropy(logits_nat_BK, y_B) + losses.ikl(
-            logits_nat_BK,
-            logits_adv_BK,
-            prior_BK,
-            wmse_weight=objective.wmse_weight,
-            ce_weight=objective.ce_weight,
-        )
+    def loss_of(part: _Part, x_adv_BCHW: Tensor | None) -> Tensor:
+        nat_BK, adv_BK = _logits(network.forward, plan, part.x_BCHW, x_adv_BCHW)
+        terms = _terms(plan, nat_BK, adv_BK, part, normaliser, view_weights=(1 / views,) * views)
+        return part.share * sum(terms.values(), start=torch.zeros((), device=part.x_BCHW.device))
 
     perturbation: AbstractContextManager[None] = nullcontext()
-    if awp is not None:
-        direction = weights.awp_direction(model, lambda: objective_of(model(x_BCHW), model(x_adv_BCHW)))
-        perturbation = weights.perturbed(model, direction, awp.gamma)
+    if plan.awp is not None:
+        losses = [partial(loss_of, part, x_adv) for part, x_adv in zip(parts, adversarial, strict=True)]
+        gradients = kernel_gradients(network.model, losses)
+        world.sum_(*gradients.values())
+        perturbation = perturbed(network.model, ascent_direction(network.model, gradients), plan.awp.gamma)
+
+    seen = _Seen()
     with perturbation:
-        logits_adv_BK = model(x_adv_BCHW)
-        logits_nat_BK = model(x_BCHW)
-        loss = objective_of(logits_nat_BK, logits_adv_BK)
-        _update(optimizer, loss)
-    prior.update(logits_nat_BK, y_B)
-    return Update(loss.item(), correct(logits_nat_BK, y_B), correct(logits_adv_BK, y_B))
+        optimizer.zero_grad()
+        for part, x_adv_BCHW in zip(parts, adversarial, strict=True):
+            last = part is parts[-1]
+            with nullcontext() if last else network.accumulating():
+                nat_BK, adv_BK = _logits(network.shared_forward, plan, part.x_BCHW, x_adv_BCHW)
+                terms = _terms(plan, nat_BK, adv_BK, part, normaliser, view_weights=plan.view_weights)
+                loss = sum(terms.values(), start=torch.zeros((), device=part.x_BCHW.device))
+                # Processes take the mean of their gradients.
+                torch.autograd.backward(part.share * world.size * loss)
+            seen.add(part, loss, terms, nat_BK, adv_BK)
+            if has_prior(plan.objective):
+                assert nat_BK is not None
+                prior.update(nat_BK[: len(part.y_B)], part.y_B, world)
+        result = seen.total(world)
+        if not torch.isfinite(torch.tensor(result.loss)):
+            raise FloatingPointError(f"loss is {result.loss}")
+        optimizer.step()
+    return result
 
 
-def _attacked(
-    model: nn.Module, x_BCHW: Tensor, prior_BK: Tensor, attack: PGD, threat: ThreatModel, noise_BCHW: Tensor
-) -> Tensor:
-    """x_adv that maximises the attack's loss against the clean logits, which stay the same throughout."""
-    with eval_mode(model), torch.no_grad():
-        logits_nat_BK = model(x_BCHW)
-
-    def loss(logits_adv_BK: Tensor) -> Tensor:
-        match attack.loss:
-            case "ikl":
-                return losses.ikl(logits_nat_BK, logits_adv_BK, prior_BK, wmse_weight=1.0, ce_weight=1.0)
-            case "kl":
-                return losses.kl(logits_nat_BK, logits_adv_BK)
-            case _:
-                assert_never(attack.loss)
-
-    return attacks.perturb(attack, model, x_BCHW, threat, loss=loss, noise=noise_BCHW)
-
-
-def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    if not torch.isfinite(loss):  # asked here, as a GPU is by then busy with the gradients
-        raise FloatingPointError(f"loss is {loss.item()}")
-    optimizer.step()
+def _parts(batch: Batch, plan: Plan, prior: ClassPrior, world: World, micro_batch: int | None) -> Iterator[_Part]:
+    """This process's images, at most `micro_batch` at a time, in parts of about equal size."""
+    total = len(batch.y_B)
+    own = world.share(total)
+    count = own.stop - own.start
+    parts = -(-count // (micro_batch or count))
+    for index in range(parts):
+        rows = slice(own.start + count * index // parts, own.start + count * (index + 1) // parts)
+        y_B = batch.y_B[rows]
+        yield _Part(
+            x_BCHW=batch.x_VBCHW[:, rows].flatten(0, 1),
+            y_B=y_B,
+            prior_BK=prior.rows_for(y_B) if has_prior(plan.objective) else None,
+            start_BCHW=None if batch.start_VBCHW is None else batch.start_VBCHW[:, rows].flatten(0, 1),
+            share=len(y_B) / total,
+        )
 
 
-def correct(logits_BK: Tensor, y_B: Tensor) -> int:
-    """How many images are classified as `y_B`."""
-    return int((logits_BK.argmax(1) == y_B).sum())
+def _attacked(network: Network, plan: Plan, part: _Part) -> Tensor | None:
+    """x_adv that maximises the attack's loss; the clean logits it is compared with stay the same throughout."""
+    attack, threat = plan.attack, plan.threat
+    if attack is None or threat is None:
+        return None
+    assert part.start_BCHW is not None
+    views = len(plan.view_weights)
+    y_B = part.y_B.repeat(views)
+    prior_BK = None if part.prior_BK is None else part.prior_BK.repeat(views, 1)
+    with attacks.attack_mode(network.model, attack.mode):
+        nat_BK = None
+        if attack.loss != "ce":
+            with torch.no_grad():
+                nat_BK = network.forward(part.x_BCHW)
+        return attacks.perturb(
+            attack,
+            network.forward,
+            part.x_BCHW,
+            threat,
+            loss=lambda adv_BK: attacked_loss(attack, nat_BK, adv_BK, y_B, prior_BK),
+            start_BCHW=part.start_BCHW,
+        ).detach()
+
+
+def _logits(
+    forward: Forward, plan: Plan, x_BCHW: Tensor, x_adv_BCHW: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Clean and adversarial logits, as far as the objective asks for them, in two passes.
+
+    One pass over both would mix their batch-norm statistics.
+    """
+    if x_adv_BCHW is None:
+        return forward(x_BCHW), None
+    if not sees_clean_images(plan.objective):
+        return None, forward(x_adv_BCHW)
+    if plan.adversarial_first:
+        adv_BK = forward(x_adv_BCHW)
+        return forward(x_BCHW), adv_BK
+    nat_BK = forward(x_BCHW)
+    return nat_BK, forward(x_adv_BCHW)
+
+
+def _terms(
+    plan: Plan,
+    nat_BK: Tensor | None,
+    adv_BK: Tensor | None,
+    part: _Part,
+    normaliser: Tensor | None,
+    *,
+    view_weights: Sequence[float],
+) -> Terms:
+    """The terms of a part's mean loss: natural ones over all rows, robust ones a weighted sum over the views."""
+    images, y_rows_B = len(part.y_B), part.y_B.repeat(len(view_weights))
+    terms = natural_terms(plan.objective, nat_BK, y_rows_B)
+    if adv_BK is None:
+        return terms
+    for view, weight in enumerate(view_weights):
+        rows = slice(view * images, (view + 1) * images)
+        nat_rows_BK = None if nat_BK is None else nat_BK[rows]
+        robust = robust_terms(plan.objective, nat_rows_BK, adv_BK[rows], part.y_B, part.prior_BK, normaliser)
+        for name, term in robust.items():
+            terms[name] = weight * term if name not in terms else terms[name] + weight * term
+    return terms
+
+
+class _Seen:
+    """Sums over the parts of a batch, kept on the device: to ask for a number makes a GPU wait."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._natural = self._adversarial = False
+
+    def add(self, part: _Part, loss: Tensor, terms: Terms, nat_BK: Tensor | None, adv_BK: Tensor | None) -> None:
+        self._names = list(terms)
+        self._natural, self._adversarial = nat_BK is not None, adv_BK is not None
+        means = torch.stack([loss, *terms.values()]).detach().double() * part.share
+        counts = torch.stack([_correct(logits_BK, part.y_B) for logits_BK in (nat_BK, adv_BK)])
+        sums = torch.cat([means, counts])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def total(self, world: World) -> Update:
+        """Over all processes."""
+        assert self._sums is not None
+        world.sum_(self._sums)
+        loss, *terms, correct_nat, correct_adv = self._sums.tolist()
+        return Update(
+            loss=loss,
+            terms=dict(zip(self._names, terms, strict=True)),
+            correct_nat=round(correct_nat) if self._natural else None,
+            correct_adv=round(correct_adv) if self._adversarial else None,
+        )
+
+
+def _correct(logits_BK: Tensor | None, y_B: Tensor) -> Tensor:
+    """How many images of the first view are classified as `y_B`."""
+    if logits_BK is None:
+        return torch.zeros((), dtype=torch.float64, device=y_B.device)
+    return (logits_BK[: len(y_B)].detach().argmax(1) == y_B).sum().double()

@@ -2,7 +2,7 @@
 
 The functions return x_adv within `eps` of `x` (to rounding) and within [0, 1]. `loss` maps the logits of x_adv to
 a scalar, the larger the more adversarial. `start` is added to x at first, and is not projected before the first
-step. Parameters of the model get no gradients; its mode is the caller's affair. `steps` is at least 1.
+step. Parameters of the network get no gradients; its mode is the caller's affair. `steps` is at least 1.
 
 Shapes: B batch, C channels, H, W pixels, K classes.
 """
@@ -10,14 +10,16 @@ Shapes: B batch, C channels, H, W pixels, K classes.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+Forward = Callable[[Tensor], Tensor]
+"""x_BCHW -> logits_BK"""
 Loss = Callable[[Tensor], Tensor]
 """logits_BK -> scalar"""
 
 
 def pgd_linf(
-    model: nn.Module, x_BCHW: Tensor, loss: Loss, *, eps: float, step_size: float, steps: int, start: Tensor
+    forward: Forward, x_BCHW: Tensor, loss: Loss, *, eps: float, step_size: float, steps: int, start: Tensor
 ) -> Tensor:
     """x_adv with |x_adv - x| <= eps in every pixel: steps along the sign of the gradient.
 
@@ -27,14 +29,14 @@ def pgd_linf(
     """
     x_adv_BCHW = x_BCHW + start
     for _ in range(steps):
-        g_BCHW = _input_gradient(model, x_adv_BCHW, loss)
+        g_BCHW = _input_gradient(forward, x_adv_BCHW, loss)
         x_adv_BCHW = x_adv_BCHW + step_size * g_BCHW.sign()
         x_adv_BCHW = x_adv_BCHW.clamp(x_BCHW - eps, x_BCHW + eps).clamp(0, 1)
     return x_adv_BCHW
 
 
 def pgd_l2(
-    model: nn.Module, x_BCHW: Tensor, loss: Loss, *, eps: float, step_size: float, steps: int, start: Tensor
+    forward: Forward, x_BCHW: Tensor, loss: Loss, *, eps: float, step_size: float, steps: int, start: Tensor
 ) -> Tensor:
     """x_adv with ||x_adv - x||_2 <= eps per image: steps along the normalised gradient.
 
@@ -46,7 +48,7 @@ def pgd_l2(
     """
     delta_BCHW = start
     for _ in range(steps):
-        g_BCHW = _input_gradient(model, x_BCHW + delta_BCHW, loss)
+        g_BCHW = _input_gradient(forward, x_BCHW + delta_BCHW, loss)
         norm_B111 = g_BCHW.flatten(1).norm(dim=1)[:, None, None, None]
         direction_BCHW = g_BCHW / norm_B111.masked_fill(norm_B111 == 0, 1)
         moved_BCHW = (x_BCHW + delta_BCHW + step_size * direction_BCHW).clamp(0, 1)
@@ -54,7 +56,7 @@ def pgd_l2(
     return x_BCHW + delta_BCHW
 
 
-def _input_gradient(model: nn.Module, x_BCHW: Tensor, loss: Loss) -> Tensor:
+def _input_gradient(forward: Forward, x_BCHW: Tensor, loss: Loss) -> Tensor:
     x_BCHW = x_BCHW.detach().requires_grad_()
     with torch.enable_grad():
-        return torch.autograd.grad(loss(model(x_BCHW)), x_BCHW)[0]
+        return torch.autograd.grad(loss(forward(x_BCHW)), x_BCHW)[0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden import entry, of_kind, tensor
 
-from dkl.losses import ClassPrior
+from dkl.prior import ClassPrior
 
 
 def close(actual, expected, tolerance=1e-10):

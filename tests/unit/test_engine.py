@@ -6,10 +6,11 @@ import pytest
 import torch
 from trials import cnn, evaluation, write_images
 
+from dkl.architectures import CNN
 from dkl.engine import pick_device, run
 from dkl.events import BatchDone, Epoch, Finished, Progress, Started
 from dkl.protocols import JobResult
-from dkl.recipes import CNN, RECIPE
+from dkl.recipes import RECIPE
 from dkl.weights import CheckpointError, save_checkpoint
 
 SUITE = [{"kind": "apgd-ce", "steps": 4}, {"kind": "square", "queries": 20}]
@@ -21,7 +22,7 @@ def training(**changes):
         "dataset": "digits",
         "model": {"kind": "cnn", "width": 2},
         "objective": {"kind": "natural"},
-        "augmentation": "none",
+        "augmentation": None,
         "images": 256,
         "epochs": 2,
     }
