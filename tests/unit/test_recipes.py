@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dkl.catalog import RECIPES, UnknownRecipeError, parse_overrides, resolve
+from dkl.catalog import UnknownRecipeError, parse_overrides, resolve
 from dkl.documents import ThreatModel, show_pixels
 from dkl.explain import InvalidRecipeError
-from dkl.protocols import AnyProtocol, Evaluate, EvaluateCorruptions
-from dkl.recipes import RECIPE, Train, WideResNet, fingerprint, show_model
+from dkl.objectives import TRADES
+from dkl.protocols import Evaluate
+from dkl.recipes import RECIPE, Train, fingerprint
 from dkl.suites import AUTOATTACK, TargetedAPGD, TargetedFAB, require_targets
 
 SCHEMA = Path(__file__).parent.parent / "golden" / "recipe_schema.json"
@@ -61,23 +62,6 @@ def test_the_fingerprint_is_the_question() -> None:
     assert fingerprint(one) != fingerprint(other)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_named_recipe_is_valid_and_named_after_what_it_is(name: str) -> None:
-    entry = RECIPES[name]
-    recipe = resolve(name, {"model.job": "0" * 12} if isinstance(entry.recipe, AnyProtocol) else {})
-    assert entry.about.endswith(".")
-    match recipe:
-        case Train():
-            method = {"natural": "natural", "ikl": "ikl-at"}[recipe.objective.kind]
-            assert name.startswith(f"{method}-{recipe.dataset}")
-            if isinstance(recipe.model, WideResNet):
-                assert show_model(recipe.model).lower() in name
-        case Evaluate():
-            assert name == f"autoattack-{recipe.dataset}-{recipe.threat.norm.lower()}"
-        case EvaluateCorruptions():
-            assert name == f"corruptions-{recipe.dataset}"
-
-
 def test_autoattack_is_the_published_suite() -> None:
     """arXiv:2003.01690, and 2103.01208 for L1; forward passes as counted on the reference."""
     standard = AUTOATTACK["standard"]["Linf"]
@@ -109,6 +93,16 @@ def test_overrides_may_build_what_was_absent() -> None:
     assert recipe.awp is not None
 
 
+def test_another_kind_starts_from_its_own_defaults_in_whatever_order_it_is_asked_for() -> None:
+    one = resolve("ikl-at-digits", {"objective.beta": 3.0, "attack.loss": "kl", "objective.kind": "trades"})
+    same = resolve("ikl-at-digits", {"objective.kind": "trades", "objective.beta": 3.0, "attack.loss": "kl"})
+    assert isinstance(one, Train)
+    assert one == same
+    assert one.objective == TRADES(beta=3.0)
+    kept = resolve("ikl-at-cifar100-wrn-34-10", {"objective.kind": "ikl"})
+    assert kept == resolve("ikl-at-cifar100-wrn-34-10", {})
+
+
 def test_overrides_as_words() -> None:
     words = ["epochs=2", "threat.eps=4/255", "awp=null", 'model={"kind": "cnn"}', "threat.norm=L2"]
     assert parse_overrides(words) == {
@@ -133,6 +127,71 @@ def test_every_fault_is_named_at_once() -> None:
     with pytest.raises(InvalidRecipeError) as caught:
         resolve("ikl-at-digits", {"epochs": 0, "threat.eps": -1, "optimizer.lr": "fast"})
     assert {fault.field for fault in caught.value.faults} == {"epochs", "threat.eps", "optimizer.lr"}
+
+
+# --- trainings that make no sense -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "field", "sentence"),
+    [
+        ("natural-digits", {"attack": {}}, "", "natural training takes no attack; leave out or pick 'ikl'"),
+        ("natural-digits", {"threat": {"norm": "Linf", "eps": 0.1}, "awp": {}}, "", "takes no awp, threat"),
+        ("natural-digits", {"second_view": {}}, "", "natural training takes no second_view"),
+        ("trades-digits", {"threat": None}, "", "the objective 'trades' needs threat"),
+        ("mart-digits", {"threat": None, "attack": None}, "", "the objective 'mart' needs attack and threat"),
+        ("ikl-at-digits", {"threat.norm": "L1"}, "", "training against L1 is not available; use Linf or L2"),
+        ("trades-digits", {"attack.loss": "ikl"}, "", "attack.loss 'ikl' needs the class prior of the objectives "
+            "'ikl' and 'gkl'; with 'trades' take 'kl'"),
+        ("pgd-at-digits", {"attack.loss": "ikl"}, "", "with 'pgd-at' take 'ce'"),
+        ("mart-digits", {"attack.loss": "ikl"}, "", "with 'mart' take 'ce'"),
+        ("ikl-at-digits", {"select": "best"}, "", "select 'best' needs validation, such as"),
+        ("ikl-at-digits", {"select": "first"}, "select", "must be 'last' or 'best', found 'first'"),
+        ("ikl-at-digits", {"threat.eps": 8}, "threat", "did you mean '8/255'?"),
+        ("ikl-at-digits", {"dataset": "mnist"}, "dataset", "unknown dataset 'mnist'; choose from digits, cifar10"),
+        ("ikl-at-digits", {"objective.kind": "dkl"}, "objective", "kind must be 'natural', 'pgd-at', 'trades'"),
+        ("ikl-at-digits", {"attack.loss": "cw"}, "attack.loss", "must be 'ce', 'kl' or 'ikl', found 'cw'"),
+        ("ikl-at-digits", {"attack.start": "zero"}, "attack.start", "must be 'gaussian' or 'uniform'"),
+        ("ikl-at-digits", {"attack.mode": "test"}, "attack.mode", "must be 'eval', 'batch' or 'train'"),
+        ("ikl-at-digits", {"attack.eps_schedule": "cosine"}, "attack.eps_schedule", "must be 'constant'"),
+        ("ikl-at-digits", {"attack.steps": 0}, "attack.steps", "greater than or equal to 1"),
+        ("gkl-at-digits", {"objective.gamma": 1.5}, "objective.gamma", "less than or equal to 1"),
+        ("trades-digits", {"objective.beta": -1}, "objective.beta", "greater than or equal to 0"),
+        ("trades-digits", {"objective.label_smoothing": 1}, "objective.label_smoothing", "less than 1"),
+        ("ikl-at-digits", {"awp.gamma": 0}, "awp.gamma", "greater than 0"),
+        ("ikl-at-digits", {"generated.file": "../secret"}, "generated.file", "match pattern"),
+        ("ikl-at-digits", {"generated": {"file": "mine", "fraction": 1}}, "generated.fraction", "less than 1"),
+        ("ikl-at-digits", {"validation.images": 0}, "validation.images", "greater than or equal to 1"),
+        ("ikl-at-digits", {"augmentation": "none"}, "augmentation", "must be a JSON object"),
+        ("ikl-at-digits", {"augmentation.rotation": 270}, "augmentation.rotation", "less than or equal to 180"),
+        ("ikl-at-digits", {"ema_decay": 0.9}, "ema_decay", "is no field here; the fields are attack,"),
+        ("ikl-at-digits", {"optimizer.schedule": {"kind": "steps", "epochs": []}}, "optimizer.schedule.epochs",
+            "at least 1 item"),
+        ("ikl-at-digits", {"optimizer.schedule.kind": "linear"}, "optimizer.schedule",
+            "kind must be 'cosine', 'steps', 'one-cycle', found 'linear'"),
+        ("ikl-at-digits", {"averaging": {"kind": "step-ema", "decay": 1}}, "averaging.decay", "less than 1"),
+        ("ikl-at-digits", {"precision": "float16"}, "precision", "must be 'float32' or 'bfloat16'"),
+        ("ikl-at-digits", {"processes": 0}, "processes", "greater than or equal to 1"),
+        ("ikl-at-cifar10-wrn-34-10", {"model.depth": 30}, "model", "depth must be 6n + 4"),
+        ("ikl-at-cifar10-wrn-34-10", {"model.activation": "silu"}, "model.activation",
+            "is no field here; the fields are depth, kind, normalisation, width"),
+        ("ikl-at-cifar10-wrn-34-10", {"model": {"kind": "swish-wide-resnet"}}, "model.normalisation",
+            "is missing"),
+        ("dm-at-cifar10-wrn-28-10-1m", {"model.normalisation.std": [63, 62]}, "model.normalisation",
+            "found 3 means and 2 stds"),
+        ("dm-at-cifar10-wrn-28-10-1m", {"model.normalisation.mean": [125, 123, 114]}, "model.normalisation",
+            "divide mean and std by 255"),
+        ("ikl-at-digits", {"model": {"kind": "timm", "name": "ResNet 50"}}, "model.name", "match pattern"),
+    ],
+)  # fmt: skip
+def test_a_training_that_makes_no_sense_is_refused_in_one_sentence(
+    name: str, changes: dict[str, object], field: str, sentence: str
+) -> None:
+    with pytest.raises(InvalidRecipeError) as caught:
+        resolve(name, changes)
+    [fault] = caught.value.faults
+    assert sentence in fault.message
+    assert fault.field == field
 
 
 # --- evaluations that make no sense -----------------------------------------------------------------------

@@ -1,0 +1,315 @@
+"""The catalogue: every row of the tables is there under its name, with the settings and numbers in print."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dkl.architectures import show_model
+from dkl.catalog import RECIPES, resolve
+from dkl.catalog.digits import DIGITS
+from dkl.catalog.dkl_papers import DKL_PAPERS
+from dkl.catalog.entries import Named, Published
+from dkl.catalog.generated import GENERATED
+from dkl.catalog.judges import JUDGES
+from dkl.catalog.perturbed import PERTURBED
+from dkl.catalog.rivals import RIVALS
+from dkl.objectives import GKL, IKL, MART, PGDAT, TRADES, Natural
+from dkl.protocols import AnyProtocol, Evaluate, EvaluateCorruptions
+from dkl.recipes import StepEMA, Train, fingerprint
+from dkl.schedules import learning_rate
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "published_at.json").read_text())
+TRAINED = {name: entry.recipe for name, entry in RECIPES.items() if isinstance(entry.recipe, Train)}
+
+
+def test_no_family_hides_an_entry_of_another() -> None:
+    families = (DIGITS, DKL_PAPERS, GENERATED, RIVALS, PERTURBED, JUDGES)
+    assert sum(map(len, families)) == len(RECIPES)
+
+
+# --- names ------------------------------------------------------------------------------------------------
+
+
+def method(recipe: Train) -> str:
+    match recipe.objective:
+        case Natural():
+            return "natural"
+        case IKL():
+            return "ikl-at"
+        case GKL():
+            return "gkl-at"
+        case MART():
+            return "mart-awp" if recipe.awp else "mart"
+        case PGDAT():
+            return "at-awp" if recipe.awp else "pgd-at"
+        case TRADES() if recipe.generated:
+            return "dm-at"
+        case TRADES() if recipe.awp:
+            return "acat" if recipe.attack and recipe.attack.steps == 2 else "trades-awp"
+        case _:
+            return "trades"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_named_recipe_is_valid_and_named_after_what_it_is(name: str) -> None:
+    entry = RECIPES[name]
+    recipe = resolve(name, {"model.job": "0" * 12} if isinstance(entry.recipe, AnyProtocol) else {})
+    assert entry.about.endswith(".")
+    match recipe:
+        case Train(dataset="digits"):
+            assert name == f"{method(recipe)}-digits"
+        case Train():
+            norm = "-l2" if recipe.threat and recipe.threat.norm == "L2" else ""
+            model = show_model(recipe.model).lower().removesuffix("-silu").replace("preactresnet", "preact-resnet")
+            stem = f"{method(recipe)}-{recipe.dataset}-{model}{norm}"
+            assert f"{name}-".startswith(f"{stem}-")
+            variant = name.removeprefix(stem).strip("-").split("-")
+            assert "l2" not in variant
+            assert ("autoaug" in variant) is (recipe.second_view is not None)
+            assert recipe.generated is None or recipe.generated.file == f"{recipe.dataset}_{variant[0]}"
+        case Evaluate():
+            assert name == f"autoattack-{recipe.dataset}-{recipe.threat.norm.lower()}"
+        case EvaluateCorruptions():
+            assert name == f"corruptions-{recipe.dataset}"
+
+
+def test_names_that_people_have_typed_before_are_still_there() -> None:
+    before = """natural-digits ikl-at-digits natural-cifar10-preact-resnet-18 ikl-at-cifar10-preact-resnet-18
+    ikl-at-cifar10-wrn-34-10 ikl-at-cifar100-wrn-34-10 autoattack-digits-linf autoattack-cifar10-linf
+    autoattack-cifar10-l2 autoattack-cifar100-linf corruptions-cifar10 corruptions-cifar100 corruptions-digits"""
+    assert set(before.split()) <= set(RECIPES)
+
+
+def test_no_two_names_ask_the_same_question() -> None:
+    counts = Counter(map(fingerprint, TRAINED.values()))
+    assert max(counts.values()) == 1
+
+
+# --- numbers ----------------------------------------------------------------------------------------------
+
+
+def key(recipe: Train, published: Published) -> tuple[object, ...]:
+    assert recipe.threat is not None
+    return (
+        method(recipe),
+        recipe.dataset,
+        recipe.threat.norm,
+        round(published.eps or recipe.threat.eps, 6),
+        show_model(recipe.model).removesuffix("-SiLU"),
+        round(100 * published.clean_accuracy, 4),
+        round(100 * published.robust_accuracy, 4),
+    )
+
+
+def golden_key(row: dict[str, object]) -> tuple[object, ...]:
+    above, _, below = str(row["eps"]).partition("/")
+    eps = round(float(above) / float(below or 1), 6)
+    return (row["method"], row["dataset"], row["norm"], eps, row["model"], row["clean"], row["autoattack"])
+
+
+def numbers(entry: Named) -> list[Published]:
+    return [*([entry.published] if entry.published else []), *entry.also]
+
+
+IN_PRINT = {key(recipe, published) for name, recipe in TRAINED.items() for published in numbers(RECIPES[name])}
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if RECIPES[name].published])
+def test_every_number_is_in_print(name: str) -> None:
+    rows = {golden_key(row) for row in GOLDEN}
+    for published in numbers(RECIPES[name]):
+        assert 0 < published.robust_accuracy < published.clean_accuracy < 1
+        assert published.url.startswith("https://")
+        assert published.source
+        assert key(TRAINED[name], published) in rows
+
+
+def test_every_row_in_print_has_a_recipe() -> None:
+    """The golden rows: all of the papers, READMEs, logs and RobustBench that is of these methods on CIFAR."""
+    assert {golden_key(row) for row in GOLDEN} - IN_PRINT == set()
+
+
+def test_a_radius_of_judging_is_told_where_it_is_not_that_of_training() -> None:
+    for name, recipe in TRAINED.items():
+        for published in numbers(RECIPES[name]):
+            assert recipe.threat is not None
+            assert published.eps is None or published.eps != recipe.threat.eps
+
+
+@pytest.mark.parametrize(
+    ("name", "clean", "robust"),
+    [
+        # IKL-AT paper, Table 2 (CIFAR-100); LBGAT, LAS-AT and DAJAT (its "ACAT, AutoAug") are other methods
+        ("at-awp-cifar100-wrn-34-10", 60.38, 28.86),
+        ("acat-cifar100-wrn-34-10", 65.75, 30.23),
+        ("ikl-at-cifar100-wrn-34-10", 65.76, 31.91),
+        ("ikl-at-cifar100-wrn-34-10-autoaug", 66.08, 32.53),
+        ("dm-at-cifar100-wrn-28-10-50m", 72.58, 38.83),
+        ("ikl-at-cifar100-wrn-28-10-50m", 73.85, 39.18),
+        # Table 3 (CIFAR-10); for ACAT it prints 82.41, and for IKL-AT with generated images 67.75
+        ("pgd-at-cifar10-wrn-34-20", 85.34, 53.42),
+        ("trades-awp-cifar10-wrn-34-10", 85.36, 56.17),
+        ("acat-cifar10-wrn-34-10", 86.71, 55.36),
+        ("ikl-at-cifar10-wrn-34-10", 84.80, 57.09),
+        ("ikl-at-cifar10-wrn-34-10-autoaug", 85.20, 57.62),
+        ("dm-at-cifar10-wrn-28-10-20m", 92.44, 67.31),
+        ("ikl-at-cifar10-wrn-28-10-20m", 92.16, 67.73),
+        # Table 1
+        ("trades-awp-cifar100-wrn-34-10-dkl", 62.87, 30.29),
+        # README of the second code
+        ("gkl-at-cifar100-wrn-34-10", 65.76, 31.91),
+        ("gkl-at-cifar100-wrn-34-10-autoaug", 65.93, 32.52),
+        ("gkl-at-cifar100-wrn-28-10-1m", 68.99, 35.89),
+        ("gkl-at-cifar100-wrn-28-10-50m", 73.65, 39.37),
+        ("gkl-at-cifar10-wrn-34-10", 85.31, 57.13),
+        ("gkl-at-cifar10-wrn-28-10-1m", 90.75, 63.54),
+        ("gkl-at-cifar10-wrn-28-10-20m", 92.16, 67.75),
+    ],
+)
+def test_the_main_tables(name: str, clean: float, robust: float) -> None:
+    published = RECIPES[name].published
+    assert published is not None
+    assert published.clean_accuracy == pytest.approx(clean / 100)
+    assert published.robust_accuracy == pytest.approx(robust / 100)
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("ikl-at-cifar100-wrn-34-10", 4 / 255),
+        ("pgd-at-cifar10-wrn-34-20", 2 / 255),
+        ("pgd-at-cifar10-preact-resnet-18-l2", 15 / 255),
+        ("at-awp-cifar10-wrn-34-10-l2", 15 / 255),
+        ("trades-cifar10-wrn-34-10", 0.007),
+        ("mart-cifar10-resnet-18", 0.007),
+        ("trades-awp-cifar10-wrn-34-10", 2 / 255),
+        ("trades-awp-cifar10-wrn-34-10-l2", 128 / 255 / 5),
+        ("acat-cifar10-resnet-18", 8 / 255),
+        ("dm-at-cifar10-wrn-28-10-20m", 2 / 255),
+        ("dm-at-cifar10-wrn-28-10-l2-50m", 128 / 255 / 5),
+    ],
+)
+def test_attack_steps_are_as_long_as_in_the_originals(name: str, pixels: float) -> None:
+    """At the full radius."""
+    recipe = TRAINED[name]
+    assert recipe.threat is not None
+    assert recipe.attack is not None
+    assert recipe.attack.relative_step_size * recipe.threat.eps == pytest.approx(pixels, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("ikl-at-cifar100-wrn-34-10", {1: 0.2 * 0.99993892, 200: 1.2215e-5}),
+        ("trades-awp-cifar100-wrn-34-10-dkl", {1: 0.2, 101: 0.1}),
+        ("pgd-at-cifar10-wrn-34-10", {1: 0.1, 100: 0.1, 101: 0.01, 150: 0.01, 151: 0.001, 200: 0.001}),
+        ("trades-cifar10-wrn-34-10", {74: 0.1, 75: 0.01, 76: 0.01}),
+        ("mart-cifar10-wrn-34-10", {74: 0.1, 75: 0.01, 90: 0.001}),
+        ("mart-cifar10-resnet-18", {74: 0.01, 75: 0.001, 90: 1e-4, 100: 1e-5, 120: 1e-5}),
+        ("trades-awp-cifar10-wrn-34-10", {99: 0.1, 100: 0.01, 150: 0.001}),
+        ("acat-cifar10-wrn-34-10", {1: 0.2, 56: 0.1}),
+        ("dm-at-cifar10-wrn-28-10-1m", {1: 0.008, 10: 0.2, 400: 8e-7}),
+    ],
+)
+def test_learning_rates_are_those_of_the_originals(name: str, rates: dict[int, float]) -> None:
+    recipe = TRAINED[name]
+    found = {epoch: learning_rate(recipe.optimizer, epoch, recipe.epochs) for epoch in rates}
+    assert found == pytest.approx(rates, rel=1e-4)
+
+
+def test_label_smoothing_of_acat_gives_a_tenth_to_the_other_classes() -> None:
+    """The original: 0.9 to the label, 0.1 / 99 to each other class. Ours: everybody gets smoothing / 100."""
+    objective = TRAINED["acat-cifar100-wrn-34-10"].objective
+    assert isinstance(objective, TRADES)
+    smoothing = objective.label_smoothing
+    assert smoothing / 100 == pytest.approx(0.1 / 99)
+    assert 1 - smoothing + smoothing / 100 == pytest.approx(0.9)
+
+
+def test_ikl_at_s_weights_are_the_paper_s_best() -> None:
+    """arXiv:2305.13948, Tables 7 to 9: alpha/4 = 5, beta = 5, tau = 4."""
+    objective = TRAINED["ikl-at-cifar100-wrn-34-10"].objective
+    assert objective == IKL(wmse_weight=20.0, ce_weight=5.0, prior_temperature=4.0)
+
+
+def test_an_ablation_changes_one_weight() -> None:
+    best = TRAINED["ikl-at-cifar100-wrn-34-10"].model_dump()
+    for name, changed in {"wmse12": "wmse_weight", "ce2": "ce_weight", "tau1": "prior_temperature"}.items():
+        other = TRAINED[f"ikl-at-cifar100-wrn-34-10-{name}"].model_dump()
+        assert {k for k in best if best[k] != other[k]} == {"objective"}
+        assert {k for k in best["objective"] if best["objective"][k] != other["objective"][k]} == {changed}
+
+
+def test_ikl_at_with_generated_images_is_dm_at_with_another_loss() -> None:
+    for name in ("cifar10-wrn-28-10-20m", "cifar100-wrn-28-10-1m", "cifar100-wrn-28-10-50m"):
+        host, ours = TRAINED[f"dm-at-{name}"], TRAINED[f"ikl-at-{name}"]
+        assert ours == host.model_copy(update={"objective": ours.objective})
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in TRAINED.items() if recipe.generated])
+def test_generated_data_as_dm_at_uses_them(name: str) -> None:
+    recipe = TRAINED[name]
+    assert recipe.generated is not None
+    assert recipe.generated.fraction == (0.7 if recipe.generated.file.endswith("_1m") else 0.8)
+    assert recipe.averaging == StepEMA(decay=0.995, start=0.025, ramp=True)
+    assert recipe.augmentation is not None
+    assert recipe.augmentation.rotation == (15 if recipe.dataset == "cifar100" else 0)
+    assert recipe.validation is not None
+    assert (recipe.validation.images, recipe.validation.steps, recipe.select) == (1024, 40, "best")
+
+
+def test_every_objective_can_be_tried_in_a_minute() -> None:
+    tried = {recipe.objective.kind for recipe in TRAINED.values() if recipe.dataset == "digits"}
+    assert tried == {"natural", "pgd-at", "trades", "mart", "ikl", "gkl"}
+
+
+# --- what is not known ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name.startswith(("ikl-at", "gkl-at"))])
+def test_what_is_unknown_about_generated_data_is_said(name: str) -> None:
+    about = RECIPES[name].about
+    if TRAINED[name].generated is None:
+        return
+    for word in ("unpublished", "attacked", "label smoothing", "class prior", "epochs"):
+        assert word in about
+    if name.startswith("gkl"):
+        assert "GKL's settings are unknown" in about
+    elif name.endswith("1m"):
+        assert "weights are unknown" in about
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ikl-at-cifar10-wrn-34-10", "log file 3"),
+        ("ikl-at-cifar100-wrn-34-10", "file name 4"),
+        ("ikl-at-cifar100-wrn-34-10-autoaug", "65.93 / 32.52"),
+        ("ikl-at-cifar10-wrn-28-10-20m", "67.75"),
+        ("gkl-at-cifar10-wrn-34-10-gamma02", "missing line continuation"),
+        ("acat-cifar10-wrn-34-10", "82.41"),
+        ("acat-cifar100-wrn-34-10", "DAJAT, another method"),
+        ("acat-cifar10-resnet-18", "beta is not published"),
+        ("at-awp-cifar10-wrn-34-10", "85.36"),
+        ("at-awp-cifar100-wrn-34-10", "calls AWP"),
+        ("trades-awp-cifar10-wrn-34-10", "calls AWP"),
+        ("trades-cifar10-wrn-34-10", "eps 0.031, not 8/255"),
+        ("trades-cifar100-wrn-34-10", "schedule is unknown"),
+        ("dm-at-cifar10-wrn-28-10-20m", "second hand"),
+        ("dm-at-cifar10-wrn-28-10-l2-50m", "0.5"),
+        ("mart-awp-cifar10-wrn-34-10", "Only the number is published"),
+        ("pgd-at-cifar10-wrn-34-20", "on the test set"),
+    ],
+)
+def test_contradictions_are_said(name: str, said: str) -> None:
+    assert said in RECIPES[name].about
+
+
+def test_the_best_epoch_is_never_chosen_on_the_test_set() -> None:
+    for recipe in TRAINED.values():
+        assert (recipe.select == "best") is (recipe.validation is not None)
