@@ -61,8 +61,8 @@ class Generated(Document):
     """
 
     file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-    """FILE.npz in the data directory, uncompressed, with the arrays `image` (uint8, N,H,W,C) and `label`; or a folder
-    of that name with image.npy and label.npy."""
+    """FILE.npz in the data directory, uncompressed, with the arrays `image` (uint8, N,H,W,C) and `label`; or a
+    folder of that name with image.npy and label.npy."""
     fraction: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.7
     """Of each batch."""
 

@@ -185,8 +185,8 @@ class Run:
             torch.cuda.empty_cache()
         adjusted = Adjusted(
             sentence=f"{before} images at once did not fit into memory ({needed}); from epoch {self.epoch}, batch "
-            f"{self.batch + 1} on {self.micro_batch} pass at a time and gradients are summed up; batch norms see the "
-            "smaller parts",
+            f"{self.batch + 1} on {self.micro_batch} pass at a time and gradients are summed up; batch norms see "
+            "the smaller parts",
             micro_batch=self.micro_batch,
         )
         self.facts.append(adjusted)

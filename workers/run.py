@@ -72,7 +72,7 @@ def _run_claimed(claim: jobs.Claim, settings: Settings, db: Engine, stop: Callab
             Artifacts(settings.artifacts_dir).put(workdir / left)
     except jobs.ClaimLostError:
         raise
-    except (ValueError, ArithmeticError) as error:  # what the library explains itself
+    except (ValueError, ArithmeticError, MemoryError) as error:  # what the library explains itself
         _log.warning("job %s failed: %s", claim.job_id, error)
         end = partial(jobs.fail, db, claim, str(error))
     except Exception as error:

@@ -1,6 +1,7 @@
 """Training: whole runs of every objective, resuming bit by bit, choosing an epoch, and what goes wrong."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -413,3 +414,11 @@ def test_missing_test_data_are_noticed_before_training(tmp_path, data_dir):
     (data_dir / "tiny_test.npz").unlink()
     with pytest.raises(DatasetError, match=r"tiny_test\.npz does not exist"):
         next(run(natural(), tmp_path / "job", data_dir))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_network_trains_alike(tmp_path, data_dir):
+    plain, compiled = (list(run(adversarial(compile=how), tmp_path / how, data_dir)) for how in ("off", "default"))
+    for one, other in zip(epochs_of(plain), epochs_of(compiled), strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
