@@ -14,10 +14,12 @@ def main(words: list[str] | None = None) -> int:
     arguments = _parser().parse_intermixed_args(words)
     try:
         judged = Judged(arguments.checkpoint, arguments.model, arguments.zoo, arguments.timm)
-        run = prepare(arguments.recipe, arguments.changes, judged=judged, workdir=arguments.workdir)
+        run = prepare(
+            arguments.recipe, arguments.changes, judged=judged, workdir=arguments.workdir, plot=arguments.plot
+        )
         for event in run.events(device=arguments.device, data_dir=arguments.data_dir):
             print(event.model_dump_json(), flush=True)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return INVALID
     except InterruptedRunError as error:
@@ -33,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from the catalogue (dkl/catalog.py)")
     parser.add_argument("changes", metavar="PATH=VALUE", nargs="*", help="threat.eps=4/255, epochs=2, ...")
     parser.add_argument("--workdir", type=Path, help="where results go; default runs/RECIPE-FINGERPRINT")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the training curve: .png, .svg or .pdf")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where data sets lie (default: data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     judged = parser.add_argument_group("the model that an evaluation judges, one of")

@@ -13,7 +13,7 @@ from dkl import zoo_names
 from dkl.catalog import RECIPES, named, parse_overrides, resolve
 from dkl.events import Event
 from dkl.protocols import AnyProtocol, Checkpoint, JobResult, Judgement
-from dkl.recipes import Recipe, fingerprint
+from dkl.recipes import Recipe, Train, fingerprint
 
 
 class InterruptedRunError(Exception):
@@ -62,6 +62,8 @@ class LocalRun:
     recipe: Recipe
     workdir: Path
     checkpoint: Path | None
+    plot: Path | None = None
+    """Where the training curve is drawn to."""
 
     def _file(self, _: JobResult | Checkpoint) -> Path:
         assert self.checkpoint is not None  # prepare() saw to it
@@ -83,6 +85,10 @@ class LocalRun:
             fetch=self._file,
             allow_functions=True,
         )
+        if self.plot is not None:
+            from dkl.plot import plotted
+
+            events = plotted(events, self.plot, _title(self.name, self.recipe))
         with _first_interrupt_noted() as interrupted:
             for event in events:
                 yield event
@@ -91,15 +97,19 @@ class LocalRun:
                     raise InterruptedRunError(f"stopped; the same command goes on from what is in {self.workdir}")
 
 
-def prepare(name: str | None, changes: Sequence[str], *, judged: Judged, workdir: Path | None) -> LocalRun:
+def prepare(
+    name: str | None, changes: Sequence[str], *, judged: Judged, workdir: Path | None, plot: Path | None = None
+) -> LocalRun:
     """The named recipe with `changes` (PATH=VALUE); an evaluation judges `judged`, or what a change names.
 
     Without a name, a zoo model is judged as RobustBench judges it. Works in runs/NAME-FINGERPRINT unless `workdir`
-    is given. ValueError with a sentence for what does not fit.
+    is given. A training draws its curve into `plot`. ValueError with a sentence for what does not fit.
     """
     name = name or _protocol_for(judged)
     overrides: dict[str, Any] = parse_overrides(list(changes))
     judges = isinstance(named(name).recipe, AnyProtocol)
+    if plot is not None:
+        _check_plot(name, plot, judges=judges)
     if judged.given and not judges:
         raise ValueError(f"{name} trains a model of its own; leave out {' and '.join(judged.given)}")
     if source := judged.source():
@@ -110,7 +120,24 @@ def prepare(name: str | None, changes: Sequence[str], *, judged: Judged, workdir
     stored = isinstance(recipe, Judgement) and isinstance(recipe.model, JobResult | Checkpoint)
     if stored and not judged.checkpoint:
         raise ValueError(f"jobs and stored checkpoints are a service's; here say which model with {_WAYS}")
-    return LocalRun(name, recipe, workdir or Path("runs") / f"{name}-{fingerprint(recipe)[:8]}", judged.checkpoint)
+    folder = workdir or Path("runs") / f"{name}-{fingerprint(recipe)[:8]}"
+    return LocalRun(name, recipe, folder, judged.checkpoint, plot)
+
+
+def _check_plot(name: str, plot: Path, *, judges: bool) -> None:
+    if judges:
+        raise ValueError(f"{name} trains nothing, so it has no training curve; leave out --plot")
+    try:
+        from dkl.plot import check_target  # matplotlib: half a second for those who ask for it
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--plot needs {error.name}; install it with: pip install 'dkl-bench[engine]'") from None
+    check_target(plot)
+
+
+def _title(name: str, recipe: Recipe) -> str:
+    """What stands above a training curve: "ikl-at-digits, Linf 0.2, seed 0"."""
+    assert isinstance(recipe, Train)  # prepare() saw to it
+    return ", ".join([name, *([str(recipe.threat)] if recipe.threat else []), f"seed {recipe.seed}"])
 
 
 _WAYS = "--checkpoint FILE, --model MODULE:NAME, --zoo NAME or --timm NAME"

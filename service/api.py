@@ -78,13 +78,31 @@ class JobView(BaseModel):
     finished_at: float | None
 
 
+class PublishedView(BaseModel):
+    """What somebody reports, as fractions; the robust accuracy is under AutoAttack standard."""
+
+    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
+
+    clean_accuracy: float
+    robust_accuracy: float
+    source: str
+    url: str
+    eps: float | None
+    """Radius at which it was judged, where that is not the recipe's."""
+
+
 class RecipeView(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     name: str
     kind: Literal["train", "evaluate", "corruptions"]
     about: str
     needs: list[str]
     """Fields that have to be given as overrides: an evaluation needs its model."""
-    published: dict[str, JsonValue] | None
+    published: PublishedView | None
+    """Absent where no paper has a row for it."""
+    also: list[PublishedView]
+    """Other numbers in print for the same recipe."""
     recipe: dict[str, JsonValue]
 
     @classmethod
@@ -94,7 +112,8 @@ class RecipeView(BaseModel):
             kind=entry.recipe.kind,
             about=entry.about,
             needs=["model"] if isinstance(entry.recipe, AnyProtocol) else [],
-            published=vars(entry.published) if entry.published else None,
+            published=PublishedView.model_validate(entry.published) if entry.published else None,
+            also=[PublishedView.model_validate(other) for other in entry.also],
             recipe=entry.recipe.model_dump(mode="json"),
         )
 
@@ -163,10 +182,12 @@ async def job_events(
     request: Request,
     last_event_id: Annotated[int, Header(ge=0)] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events, live. status, started, epoch, batch, corruption, finished carry an id; a stream goes on
-    after it with the header Last-Event-ID; progress is of the moment; end is the last one. An evaluation says
-    batch when one stage is through with one batch of images: which of them stand, and what it took; one of common
-    corruptions says corruption when all images were classified under one corruption at one severity."""
+    """Server-sent events, live. status, started, epoch, adjusted, batch, corruption, finished carry an id; a
+    stream goes on after it with the header Last-Event-ID; progress is of the moment; end is the last one. A
+    training says epoch when one is over, and adjusted when it goes on otherwise than it began, to go on at all. An
+    evaluation says batch when one stage is through with one batch of images: which of them stand, and what it
+    took; one of common corruptions says corruption when all images were classified under one corruption at one
+    severity."""
     async for event in state_of(request).streams.follow(job.id, after=last_event_id):
         yield event
 

@@ -20,9 +20,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from dkl.events import BatchDone, CorruptionDone, Epoch, EvaluateResult, Finished, Progress, Started
+from dkl.events import Adjusted, BatchDone, CorruptionDone, Epoch, EvaluateResult, Finished, Progress, Started
+from dkl.explain import InvalidRecipeError, read_recipe
 from dkl.protocols import Checkpoint, EvaluateCorruptions, JobResult, Judgement
-from dkl.recipes import RECIPE, Recipe, fingerprint
+from dkl.recipes import Recipe, fingerprint
 from service.db import Job, JobEvent, now, reading, writing
 
 TERMINAL = frozenset({"succeeded", "failed", "canceled"})
@@ -175,7 +176,12 @@ def claim(db: Engine, job_id: str, *, worker: str, lease_seconds: float) -> Clai
         job = session.scalars(select(Job).where(Job.id == job_id, _ready()).with_for_update(of=Job)).first()
         if job is None:
             return None
-        recipe = RECIPE.validate_python(job.recipe)
+        try:
+            recipe = read_recipe(job.recipe)
+        except InvalidRecipeError as error:  # of an older version; nobody must wait for it for ever
+            reason = f"its recipe cannot be read any more ({error}); submit it anew"
+            _move(session, job, "failed", reason=reason, actor="ledger")
+            return None
         job.attempt += 1
         job.worker = worker
         job.lease_until = _clock(session) + lease_seconds
@@ -205,7 +211,9 @@ def heartbeat(db: Engine, claim: Claim, *, lease_seconds: float) -> bool:
         return job.status == "running"
 
 
-def append(db: Engine, claim: Claim, event: Started | Progress | Epoch | BatchDone | CorruptionDone) -> bool:
+def append(
+    db: Engine, claim: Claim, event: Started | Progress | Epoch | Adjusted | BatchDone | CorruptionDone
+) -> bool:
     """Write down what the job said, once. True: go on; False: somebody asked to cancel."""
     with writing(db) as session:
         job = _claimed(session, claim)

@@ -10,13 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from sqlalchemy import ColumnElement, Engine, and_, select
 from sqlalchemy.orm import aliased
 
+from dkl.architectures import show_model
 from dkl.catalog import RECIPES, Named
 from dkl.datasets import show_name
 from dkl.documents import Norm, show_pixels
 from dkl.protocols import Evaluate, Policy, show_protocol
-from dkl.recipes import Recipe, Train, show_model
+from dkl.recipes import Recipe, Train
 from service.db import Job, reading
 from service.jobs import RefusedError
+from service.published import changes, entry_of, judged_as_published
 
 Sort = Literal["robust_accuracy", "-robust_accuracy", "clean_accuracy", "-clean_accuracy", "name", "-name"]
 
@@ -54,6 +56,9 @@ class Row(BaseModel):
     robust_accuracy: float
     robust_interval: tuple[float, float] | None
     """95 % Wilson score interval; for measured rows."""
+    published_robust_accuracy: float | None
+    """What the paper reports for the recipe that trained the model; for measured rows whose model was trained by a
+    published row's recipe, unchanged but for seed and speed, and judged within its threat model."""
     images: int | None
     """Test images behind the numbers; absent where the source does not say."""
     suite: str
@@ -171,17 +176,18 @@ def _board_of(row: Row) -> Board:
 def _measured(db: Engine, board: Board) -> list[Row]:
     parent = aliased(Job)
     query = (
-        select(Job, parent.name)
+        select(Job, parent)
         .outerjoin(parent, Job.parent_id == parent.id)
         .where(_ranked())
         .where(Job.dataset == board.dataset, Job.norm == board.norm, Job.eps == board.eps)
     )
     with reading(db) as session:
-        return [_measured_row(job, trained_as) for job, trained_as in session.execute(query)]
+        return [_measured_row(job, training) for job, training in session.execute(query)]
 
 
-def _measured_row(job: Job, trained_as: str | None) -> Row:
+def _measured_row(job: Job, training: Job | None) -> Row:
     result = job.result or {}
+    trained_as = training.name if training else None
     return Row(
         rank=0,
         name=trained_as or _source_name(job) or f"{result['architecture']} {result['checkpoint_sha256'][:8]}",
@@ -193,6 +199,7 @@ def _measured_row(job: Job, trained_as: str | None) -> Row:
         clean_accuracy=result["clean_accuracy"],
         robust_accuracy=result["robust_accuracy"],
         robust_interval=result["robust_interval"],
+        published_robust_accuracy=_reported(job, training),
         images=result["images"],
         suite=show_suite(job),
         policy=job.recipe.get("policy", "exact"),
@@ -203,6 +210,15 @@ def _measured_row(job: Job, trained_as: str | None) -> Row:
         url=None,
         finished_at=job.finished_at,
     )
+
+
+def _reported(job: Job, training: Job | None) -> float | None:
+    """What the paper reports for this training, if it was run as published and is judged in the same ball."""
+    entry = entry_of(training) if training else None
+    if training is None or entry is None or entry.published is None:
+        return None
+    same_question = judged_as_published(training, job) and not changes(entry, training.recipe)
+    return entry.published.robust_accuracy if same_question else None
 
 
 def show_suite(job: Job) -> str:
@@ -234,11 +250,12 @@ def _published_row(name: str, entry: Named) -> Row:
         source="published",
         dataset=recipe.dataset,
         norm=recipe.threat.norm,
-        eps=recipe.threat.eps,
+        eps=recipe.threat.eps if published.eps is None else published.eps,
         architecture=show_model(recipe.model),
         clean_accuracy=published.clean_accuracy,
         robust_accuracy=published.robust_accuracy,
         robust_interval=None,
+        published_robust_accuracy=None,
         images=None,
         suite="AutoAttack standard",
         policy=None,

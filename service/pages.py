@@ -1,37 +1,38 @@
 """The HTML pages: the leaderboard, the jobs, one job. Server-rendered; they work without JavaScript."""
 
 import hashlib
-import json
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.templating import Jinja2Templates
+from pydantic import TypeAdapter, ValidationError
 
-from dkl.catalog import RECIPES, Named
+from dkl.architectures import Model, show_model
+from dkl.catalog import RECIPES
 from dkl.datasets import show_name
 from dkl.documents import show_pixels
 from dkl.protocols import AnyProtocol, CorruptionProtocol
-from dkl.recipes import Train, show_model
-from service import jobs, leaderboard
+from service import jobs, leaderboard, wording
 from service.db import Job, JobEvent
 from service.leaderboard import Board, Row, show_suite, why_unranked
+from service.published import Comparison, compare, entry_of, judged_as_published
 from service.state import state_of
 from service.stored import stored_file
+from service.training import training_of
 from service.verdict import curve_of, verdict_of
 
 _WEB = Path(__file__).parent / "web"
 router = APIRouter(include_in_schema=False)
 _templates = Jinja2Templates(directory=_WEB / "templates")
 _templates.env.trim_blocks = _templates.env.lstrip_blocks = True
+_MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 
 
 # --- routes -----------------------------------------------------------------------------------------------
@@ -68,19 +69,21 @@ def job_page(job_id: str, request: Request) -> Response:
     job = jobs.get(db, job_id)
     events = jobs.events(db, job_id)
     verdict = verdict_of(job, events) if job.kind == "evaluate" else None
+    parent = jobs.get(db, job.parent_id) if job.parent_id else None
+    children = jobs.children(db, job_id)
     context = {
         "job": job,
         "over": job.status in jobs.TERMINAL,
-        "parent": jobs.get(db, job.parent_id) if job.parent_id else None,
-        "children": jobs.children(db, job_id),
-        "history": [event for event in events if event.kind in {"status", "started"}],
-        "epochs": [event.payload for event in reversed(events) if event.kind == "epoch"],
+        "parent": parent,
+        "children": children,
+        "history": [event for event in events if event.kind in {"status", "started", "adjusted"}],
+        "training": training_of(job, events) if job.kind == "train" else None,
         "verdict": verdict,
         "curve": curve_of(verdict.points) if verdict else None,
         "corruptions": _corruptions(job, events) if job.kind == "corruptions" else None,
         "stored": {kind for kind in ("evidence", "checkpoint") if stored_file(state.artifacts, job, kind)},
         "judges": _judges(job),
-        "published": _published(job),
+        "published": _published(job, parent, children),
     }
     return _templates.TemplateResponse(request, "job.html", context)
 
@@ -165,9 +168,19 @@ def _judges(job: Job) -> list[str]:
     ]
 
 
-def _published(job: Job) -> Named | None:
-    entry = RECIPES.get(job.name or "")
-    return entry if entry and entry.published else None
+def _published(job: Job, parent: Job | None, children: Sequence[Job]) -> Comparison | None:
+    """The paper's numbers beside ours: of a training and its best-founded evaluation, or of an evaluation."""
+    if job.kind == "train":
+        judged = [child for child in children if _says_autoattack(child) and judged_as_published(job, child)]
+        return compare(job, max(judged, key=lambda child: (child.result or {})["images"], default=None))
+    if job.kind == "evaluate" and parent is not None and entry_of(parent):
+        return compare(parent, job)
+    return None
+
+
+def _says_autoattack(job: Job) -> bool:
+    ranked = job.kind == "evaluate" and job.status == "succeeded" and why_unranked(job) is None
+    return ranked and show_suite(job).startswith("AutoAttack standard")
 
 
 # --- the picture of a board -------------------------------------------------------------------------------
@@ -217,53 +230,7 @@ def _place(value: float, ticks: Sequence[float]) -> float:
     return round(100 * (value - ticks[0]) / (ticks[-1] - ticks[0]), 2)
 
 
-# --- words and numbers ------------------------------------------------------------------------------------
-
-
-def _percent(fraction: float, digits: int = 2) -> str:
-    return f"{100 * fraction:.{digits}f}"
-
-
-def _count(number: float) -> str:
-    return f"{number:,.0f}"
-
-
-def _many(number: float) -> str:
-    """Exact as far as it is short: "98,304", "1.31 M"."""
-    for unit, size in (("G", 1e9), ("M", 1e6)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return _count(number)
-
-
-def _duration(seconds: float) -> str:
-    """The two largest units: "3 min 20 s"."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for (unit, size), (smaller, part) in (
-        (("d", 86400), ("h", 3600)),
-        (("h", 3600), ("min", 60)),
-        (("min", 60), ("s", 1)),
-    ):
-        if whole >= size:
-            rest = whole % size // part
-            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
-
-
-def _ago(at: float) -> str:
-    passed = time.time() - at  # for the eye only: what is kept is in the database's time
-    if passed < 1:
-        return "just now"
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if passed >= size:
-            return f"{passed // size:.0f} {unit} ago"
-    return f"{passed:.0f} s ago"
-
-
-def _when(at: float, layout: str = "%Y-%m-%d %H:%M:%S UTC") -> str:
-    return datetime.fromtimestamp(at, UTC).strftime(layout)
+# --- what templates call ----------------------------------------------------------------------------------
 
 
 def _title(job: Job) -> str:
@@ -278,32 +245,16 @@ def _hedge(job: Job) -> str:
 
 
 def _architecture(job: Job) -> str:
-    return show_model(Train.model_validate(job.recipe).model)
+    """The network's name; its kind where the document is one that today's recipes do not know any more."""
+    document = job.recipe.get("model") or {}
+    try:
+        return show_model(_MODEL.validate_python(document))
+    except ValidationError:
+        return str(document.get("kind", "a network"))
 
 
 def _board_url(board: Board, **more: str) -> str:
     return "/?" + urlencode({"dataset": board.dataset, "norm": board.norm, "eps": repr(board.eps), **more})
-
-
-def _fields(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The recipe in the words of its overrides: ("threat.eps", "8/255")."""
-    return [(path, _field(path, value)) for path, value in _leaves(recipe, "")]
-
-
-def _leaves(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in document.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield f"{prefix}{key}", value
-
-
-def _field(path: str, value: Any) -> str:
-    if path.endswith(".eps") and isinstance(value, float):
-        return show_pixels(value)
-    if path == "curve":
-        return ", ".join(map(show_pixels, value)) or "none"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @cache
@@ -316,17 +267,17 @@ def _asset(name: str) -> str:
 _templates.env.filters.update(
     pixels=show_pixels,
     dataset=show_name,
-    percent=_percent,
-    count=_count,
-    many=_many,
-    duration=_duration,
-    ago=_ago,
-    when=_when,
+    percent=wording.percent,
+    count=wording.count,
+    many=wording.many,
+    duration=wording.duration,
+    ago=wording.ago,
+    when=wording.when,
     title_of=_title,
     suite_of=show_suite,
     hedge=_hedge,
     unranked=why_unranked,
     architecture=_architecture,
-    fields=_fields,
+    fields=wording.fields,
 )
 _templates.env.globals.update(asset=_asset, board_url=_board_url)

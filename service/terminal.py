@@ -1,6 +1,6 @@
 """Jobs and leaderboards drawn in a terminal, with rich."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -10,16 +10,22 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dkl.documents import show_pixels
+from dkl.catalog import RECIPES, Named
 from service.client import Event
+from service.wording import duration
 
 console = Console(highlight=False)
 
 
 class Bars:
-    """Live progress bars, one per job: `with Bars() as bars: bars.follow("name", events)`. Thread-safe."""
+    """Live progress bars, one per job: `with Bars() as bars: bars.follow(bars.add("name"), events)`. Thread-safe.
 
-    def __init__(self) -> None:
+    With `epochs` every epoch of a training leaves a line above the bars, for one job at a time.
+    """
+
+    def __init__(self, *, epochs: bool = False) -> None:
+        self._epochs = epochs
+        self._headed = False
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -45,11 +51,12 @@ class Bars:
     def follow(self, bar: TaskID, events: Iterable[Event]) -> str:
         """Draw the events until they end; returns the job's last status."""
         status = "queued"
+        title = next(task.description for task in self._progress.tasks if task.id == bar)
         for event in events:
-            status = self._draw(bar, event, status)
+            status = self._draw(bar, event, status, title)
         return status
 
-    def _draw(self, bar: TaskID, event: Event, status: str) -> str:
+    def _draw(self, bar: TaskID, event: Event, status: str, title: str) -> str:
         data = event.data
         match event.kind:
             case "status" | "end":
@@ -61,21 +68,55 @@ class Bars:
                 self._progress.update(bar, state=f"on {data['device']}")
             case "progress":
                 self._progress.update(bar, completed=data["done"], total=data["total"], state=data["phase"])
+            case "epoch" if self._epochs:
+                self._print_epoch(data)
             case "epoch":
                 self._progress.update(bar, state=_epoch(data))
+            case "adjusted":
+                self._progress.console.print(f"[yellow]adjusted:[/] {escape(data['sentence'])}")
             case "finished":
                 total = next((t.total for t in self._progress.tasks if t.id == bar), None) or 1
                 self._progress.update(bar, completed=total, total=total, state=_result(data["result"]))
-                for remark in _remarks(data["result"]):
+                for remark in _remarks(data["result"], title):
                     self._progress.console.print(remark)
         return status
 
+    def _print_epoch(self, data: dict[str, Any]) -> None:
+        """One line of a table whose columns are those that this training has."""
+        cells = [(name, width, text) for name, width, text in _epoch_cells(data) if text is not None]
+        if not self._headed:
+            head = "  ".join(name.rjust(width) for name, width, _ in cells)
+            self._progress.console.print(f"[dim]{head}", no_wrap=True, crop=False)
+            self._headed = True
+        line = "  ".join(text.rjust(width) for _, width, text in cells)
+        self._progress.console.print(line, no_wrap=True, crop=False)
+
+
+def _epoch_cells(data: dict[str, Any]) -> list[tuple[str, int, str | None]]:
+    """Column, its width, and what it says; None where this training, or an older service, does not say it."""
+
+    def share(name: str) -> str | None:
+        value = data.get(name)
+        return None if value is None else f"{value:.1%}"
+
+    rate, left = data.get("images_per_second"), data.get("eta_seconds")
+    return [
+        ("epoch", 7, f"{data['epoch']}/{data['epochs']}"),
+        ("loss", 6, f"{data['loss']:.4f}"),
+        ("clean", 5, share("clean_accuracy")),
+        ("adv.", 5, share("adversarial_accuracy")),
+        ("held out", 8, share("validation_accuracy")),
+        ("PGD", 5, share("validation_robust_accuracy")),
+        ("lr", 8, f"{data['lr']:.3g}"),
+        ("images/s", 8, None if rate is None else f"{rate:,.0f}"),
+        ("left", 11, None if left is None else duration(left)),
+    ]
+
 
 def _epoch(data: dict[str, Any]) -> str:
-    line = (
-        f"epoch {data['epoch']} of {data['epochs']}: loss {data['loss']:.3f}, clean {data['clean_accuracy']:.1%}"
-    )
-    adversarial = data["adversarial_accuracy"]
+    line = f"epoch {data['epoch']} of {data['epochs']}: loss {data['loss']:.3f}"
+    clean, adversarial = data.get("clean_accuracy"), data.get("adversarial_accuracy")
+    line += "" if clean is None else f", clean {clean:.1%}"
     return line if adversarial is None else f"{line}, adversarial {adversarial:.1%}"
 
 
@@ -99,13 +140,31 @@ def _result(result: dict[str, Any]) -> str:
             return f"{line}, {protocol}"
 
 
-def _remarks(result: dict[str, Any]) -> list[str]:
+def _remarks(result: dict[str, Any], title: str) -> list[str]:
     """What somebody should know who reads the accuracies."""
     remarks = [f"[yellow]suspicious:[/] {escape(warning)}" for warning in result.get("warnings", ())]
     if (more := result.get("could_still_break")) is not None:
         remarks.append(
             f"with 95 % confidence the whole suite would break at most {round(more * result['images'])} more of "
             f"{result['images']} images"
+        )
+    return remarks + _remarks_on_training(result, title) if result["kind"] == "train" else remarks
+
+
+def _remarks_on_training(result: dict[str, Any], title: str) -> list[str]:
+    """Which epoch's weights they are, what is out of the ordinary, and what a paper reports."""
+    remarks = [f"[yellow]note:[/] {escape(note)}" for note in result.get("notes", ())]
+    if (epoch := result.get("selected_epoch")) is not None:
+        held_out, robust = result.get("validation_accuracy"), result.get("validation_robust_accuracy")
+        judged = "" if held_out is None else f": {held_out:.2%} on held-out images"
+        under_pgd = "" if robust is None else f", {robust:.2%} under PGD"
+        remarks.append(f"weights of epoch {epoch} of {result['epochs']}{judged}{under_pgd}")
+    entry = RECIPES.get(title)
+    if entry and (paper := entry.published):
+        remarks.append(
+            f"clean: published {paper.clean_accuracy:.2%}, here {result['clean_accuracy']:.2%} "
+            f"({100 * (result['clean_accuracy'] - paper.clean_accuracy):+.2f}); "
+            f"AutoAttack: published {paper.robust_accuracy:.2%}, here not judged yet"
         )
     return remarks
 
@@ -148,10 +207,16 @@ def jobs_table(jobs: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def recipes_table(recipes: Sequence[dict[str, Any]]) -> Table:
-    table = Table("recipe", "what it does", "threat model")
-    for recipe in recipes:
-        threat = recipe["recipe"].get("threat")
-        where = f"{threat['norm']} {show_pixels(threat['eps'])}" if threat else ""
-        table.add_row(recipe["name"], recipe["about"], where)
+def recipes_table(recipes: Mapping[str, Named]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("recipe", overflow="fold")
+    table.add_column("clean", justify="right", no_wrap=True)
+    table.add_column("AA", justify="right", no_wrap=True)
+    table.add_column("what it does", overflow="fold")
+    for name, entry in recipes.items():
+        paper = entry.published
+        numbers = (f"{paper.clean_accuracy:.2%}", f"{paper.robust_accuracy:.2%}") if paper else ("", "")
+        table.add_row(name, *numbers, escape(entry.about))
+    table.caption = "clean, AA: published accuracies, on clean images and under AutoAttack"
+    table.caption_justify = "left"
     return table

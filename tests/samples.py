@@ -7,14 +7,30 @@ from dkl.events import (
     EvaluateResult,
     Finished,
     Progress,
+    Provenance,
     RobustAt,
     StageResult,
+    Started,
     TrainResult,
 )
+from dkl.recipes import fingerprint
 
+STARTED = Started(device="cpu", versions={"torch": "2.11.0"}, commit=None, resumed=False)
 TRAIN = resolve("natural-digits", {})
 EPOCH = Epoch(
-    epoch=1, epochs=2, loss=0.5, clean_accuracy=0.9, adversarial_accuracy=None, eps=None, lr=0.1, seconds=1.0
+    epoch=1,
+    epochs=2,
+    loss=0.5,
+    terms={"natural": 0.5},
+    clean_accuracy=0.9,
+    adversarial_accuracy=None,
+    validation_accuracy=None,
+    validation_robust_accuracy=None,
+    eps=None,
+    lr=0.1,
+    images_per_second=1000.0,
+    seconds=1.0,
+    eta_seconds=1.0,
 )
 PROGRESS = Progress(phase="epoch 1 of 2", done=1, total=2, rate=10, eta_seconds=3)
 BATCH = BatchDone(
@@ -33,7 +49,25 @@ BATCH = BatchDone(
     warnings=(),
 )
 TRAINED = Finished(
-    result=TrainResult(checkpoint_sha256="a" * 64, parameters=10, epochs=2, clean_accuracy=0.95, seconds=2.0)
+    result=TrainResult(
+        checkpoint_sha256="a" * 64,
+        parameters=10,
+        epochs=2,
+        selected_epoch=2,
+        clean_accuracy=0.95,
+        validation_accuracy=None,
+        validation_robust_accuracy=None,
+        notes=(),
+        provenance=Provenance(
+            recipe=TRAIN.model_dump(mode="json"),
+            fingerprint=fingerprint(TRAIN),
+            seed=0,
+            device="cpu",
+            versions={"torch": "2.11.0"},
+            commit=None,
+        ),
+        seconds=2.0,
+    )
 )
 JUDGED = Finished(
     result=EvaluateResult(

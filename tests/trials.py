@@ -10,11 +10,12 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
+from dkl.architectures import CNN
 from dkl.evaluate import batch_seed, evaluate
 from dkl.events import BatchDone, EvaluateResult, Event, Finished
 from dkl.models import build
 from dkl.protocols import Evaluate
-from dkl.recipes import CNN, RECIPE
+from dkl.recipes import RECIPE
 from dkl.weights import LoadedModel
 
 SHA256 = "0" * 64

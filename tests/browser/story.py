@@ -11,12 +11,14 @@ from sqlalchemy import Engine
 
 from dkl.catalog import resolve
 from dkl.events import (
+    Adjusted,
     BatchDone,
     Epoch,
     EvaluateResult,
     Finished,
     Phase,
     Progress,
+    Provenance,
     RobustAt,
     StageResult,
     Started,
@@ -24,7 +26,7 @@ from dkl.events import (
 )
 from dkl.intervals import wilson_interval
 from dkl.protocols import Evaluate, show_protocol
-from dkl.recipes import Train
+from dkl.recipes import Train, fingerprint
 from service import jobs
 from service.artifacts import Artifacts
 from service.db import Job
@@ -50,7 +52,13 @@ class Site:
         return self.artifacts.put(folder / "file")
 
 
-STARTED = Started(device="cuda:0", versions={"torch": "2.11.0", "dkl-bench": "0.1.0"}, resumed=False)
+VERSIONS = {"torch": "2.11.0", "dkl-bench": "0.1.0"}
+COMMIT = "0123456789abcdef0123456789abcdef01234567-dirty"
+STARTED = Started(device="cuda:0", versions=VERSIONS, commit=COMMIT, resumed=False)
+ADJUSTED = Adjusted(
+    sentence="a batch of 128 images did not fit into 10.7 GiB; going on with two halves, gradients summed up",
+    micro_batch=64,
+)
 
 
 def start(db: Engine, job: Job) -> jobs.Claim:
@@ -60,17 +68,26 @@ def start(db: Engine, job: Job) -> jobs.Claim:
     return claim
 
 
-def epoch(number: int, epochs: int, *, adversarial: bool = True) -> Epoch:
+def epoch(number: int, epochs: int, *, adversarial: bool = True, held_out: bool = False) -> Epoch:
     learnt = 1 - math.exp(-3 * number / epochs)
+    wave = 0.012 * math.sin(1.7 * number)
+    terms = {"natural": 1.5 - 1.1 * learnt + wave}
+    if adversarial:
+        terms |= {"wmse": 0.5 - 0.3 * learnt, "soft_ce": 0.3 * learnt - wave}
     return Epoch(
         epoch=number,
         epochs=epochs,
-        loss=2.3 - 1.7 * learnt,
+        loss=sum(terms.values()),
+        terms=terms,
         clean_accuracy=0.1 + 0.85 * learnt,
         adversarial_accuracy=0.1 + 0.6 * learnt if adversarial else None,
+        validation_accuracy=0.1 + 0.8 * learnt + wave if held_out else None,
+        validation_robust_accuracy=0.1 + 0.5 * learnt - wave if held_out and adversarial else None,
         eps=0.15 * number / epochs if adversarial else None,
         lr=0.05 * (1 + math.cos(math.pi * number / epochs)),
+        images_per_second=5120.0,
         seconds=1.3,
+        eta_seconds=1.3 * (epochs - number),
     )
 
 
@@ -78,21 +95,42 @@ def progress(done: float, total: float, phase: str) -> Progress:
     return Progress(phase=phase, done=done, total=total, rate=5120, eta_seconds=1.3 * (total - done))
 
 
-def trained(db: Engine, name: str, *, epochs: int = 30, accuracy: float = 0.95) -> Job:
-    job = jobs.create(db, resolve(name, {"epochs": epochs}), name=name)
+def trained(
+    db: Engine, name: str, *, epochs: int = 30, accuracy: float = 0.95, overrides: dict[str, Any] | None = None
+) -> Job:
+    recipe = resolve(name, {"epochs": epochs, **(overrides or {})})
+    assert isinstance(recipe, Train)
+    job = jobs.create(db, recipe, name=name)
     claim = start(db, job)
-    assert isinstance(claim.recipe, Train)
     for number in range(1, epochs + 1):
-        jobs.append(db, claim, epoch(number, epochs, adversarial=claim.recipe.threat is not None))
+        adversarial, held_out = recipe.threat is not None, recipe.validation is not None
+        jobs.append(db, claim, epoch(number, epochs, adversarial=adversarial, held_out=held_out))
+    jobs.finish(db, claim, Finished(result=training_result(recipe, accuracy)))
+    return jobs.get(db, job.id)
+
+
+def training_result(recipe: Train, accuracy: float, **changes: Any) -> TrainResult:
+    held_out = recipe.validation is not None
     result = TrainResult(
         checkpoint_sha256=SHA256,
         parameters=46_162_868,
-        epochs=epochs,
+        epochs=recipe.epochs,
+        selected_epoch=recipe.epochs,
         clean_accuracy=accuracy,
-        seconds=1.3 * epochs,
+        validation_accuracy=accuracy - 0.01 if held_out else None,
+        validation_robust_accuracy=accuracy - 0.35 if held_out and recipe.threat else None,
+        notes=(),
+        provenance=Provenance(
+            recipe=recipe.model_dump(mode="json"),
+            fingerprint=fingerprint(recipe),
+            seed=recipe.seed,
+            device="cuda:0 (NVIDIA H200)",
+            versions=VERSIONS,
+            commit=COMMIT,
+        ),
+        seconds=1.3 * recipe.epochs,
     )
-    jobs.finish(db, claim, Finished(result=result))
-    return jobs.get(db, job.id)
+    return result.model_copy(update=changes)
 
 
 def batch(

@@ -8,16 +8,17 @@ import pytest
 import story
 from playwright.sync_api import Locator, Page, expect
 
-from dkl.events import Finished, TrainResult
+from dkl.events import Finished
 from dkl.protocols import Evaluate
+from dkl.recipes import Train
 from service import jobs
 from service.db import Job
 
 NewPage = Callable[..., Page]
 NONE = "\N{EN DASH}"
-DONE = Finished(
-    result=TrainResult(checkpoint_sha256=story.SHA256, parameters=10, epochs=10, clean_accuracy=0.93, seconds=13)
-)
+RECIPE = story.resolve("ikl-at-digits", {"epochs": 10, "seed": 7})
+assert isinstance(RECIPE, Train)
+DONE = Finished(result=story.training_result(RECIPE, 0.93))
 
 
 # --- the list ---------------------------------------------------------------------------------------------
@@ -67,12 +68,12 @@ def test_training_is_followed_without_reloading(
     expect(state).to_have_text("running")
     expect(doing).to_contain_text("20 % · epoch 3 of 10 · 10 s left")
     expect(doing).to_contain_text("5,120 images per second on gpu-box:4711")
-    expect(page.locator("#curve canvas")).to_be_visible()
+    expect(page.locator("#curve canvas")).to_have_count(3)
     expect(curve(page, epochs=2)).to_be_visible()
     page.get_by_text("Table of epochs").click()
     expect(page.locator("#epochs tr")).to_have_count(2)
 
-    before = page.locator("#curve canvas").screenshot()
+    before = page.locator("#curve canvas").first.screenshot()
     for number in range(3, 9):
         jobs.append(site.db, claim, story.epoch(number, 10))
     jobs.append(site.db, claim, story.progress(8, 10, "epoch 9 of 10"))
@@ -80,7 +81,7 @@ def test_training_is_followed_without_reloading(
     expect(doing.locator("progress")).to_have_js_property("value", 0.8)
     expect(page.locator("#epochs tr")).to_have_count(8)
     expect(curve(page, epochs=8)).to_be_visible()
-    assert page.locator("#curve canvas").screenshot() != before
+    assert page.locator("#curve canvas").first.screenshot() != before
 
     jobs.finish(site.db, claim, DONE)
     expect(state.locator(".chip")).to_have_text("succeeded")
@@ -96,9 +97,122 @@ def test_a_finished_training_shows_its_curve(site: story.Site, page: Page) -> No
     job = next(job for job in jobs.recent(site.db) if job.name == "natural-digits" and job.result)
     page.goto(f"{site.url}/jobs/{job.id}")
     expect(curve(page, epochs=15)).to_be_visible()
-    expect(page.locator("#curve canvas")).to_be_visible()
-    expect(page.locator("#curve")).not_to_contain_text("adversarial accuracy")
+    expect(page.locator("#curve canvas")).to_have_count(3)
+    assert lines(page) == ["epoch", "clean accuracy", "loss", "learning rate"]
     expect(page.locator("#children")).to_contain_text("robust 7.00 %")
+    assert headings(page) == ["Epoch", "Loss", "Clean, %", "lr", "Images/s", "Time"]
+    expect(page.locator("#result")).to_contain_text("weights of epoch 15")
+    expect(page.locator("#published")).to_have_count(0)
+
+
+def lines(page: Page) -> list[str]:
+    """What the legends name."""
+    return page.locator("#curve .u-legend .u-label").filter(visible=True).all_inner_texts()
+
+
+def headings(page: Page) -> list[str]:
+    return page.locator("table.epochs thead th").all_text_contents()
+
+
+@pytest.fixture
+def held_out(empty_site: story.Site) -> Job:
+    """A training with validation on a published recipe, changed, and judged on 1,000 images."""
+    changed = {"validation": {"images": 1024}, "select": "best"}
+    name = "ikl-at-cifar10-wrn-34-10"
+    job = story.trained(empty_site.db, name, epochs=60, accuracy=0.8391, overrides=changed)
+    story.judged(empty_site.db, job, "autoattack-cifar10-linf", clean=0.8391, robust=0.5612, images=1000)
+    return job
+
+
+def test_held_out_accuracies_and_terms_have_their_lines_and_columns(
+    empty_site: story.Site, page: Page, held_out: Job
+) -> None:
+    page.goto(f"{empty_site.url}/jobs/{held_out.id}")
+    expect(curve(page, epochs=60)).to_be_visible()
+    assert lines(page) == [
+        *("epoch", "clean, held out", "PGD, held out", "clean, training", "adversarial, training"),
+        *("loss", "natural", "wmse", "soft ce", "learning rate", "eps, in 1/255"),
+    ]
+    assert headings(page) == [
+        *("Epoch", "Loss", "natural", "wmse", "soft ce", "Clean, %", "Adv., %", "Held out, %", "PGD, %"),
+        *("eps", "lr", "Images/s", "Time"),
+    ]
+    page.get_by_text("Table of epochs").click()
+    newest = story.epoch(60, 60, held_out=True)
+    assert newest.validation_accuracy is not None
+    cells = page.locator("#epochs tr").first.locator("td").all_inner_texts()
+    assert [cells[0], cells[2], cells[7]] == [
+        "60", f"{newest.terms['natural']:.4f}", f"{100 * newest.validation_accuracy:.2f}",
+    ]  # fmt: skip
+    result = page.locator("#result")
+    expect(result).to_contain_text("82.91 %")  # held out
+    expect(result).to_contain_text("48.91 %")  # under PGD
+    expect(result).to_contain_text(story.COMMIT)
+    expect(result).to_contain_text("cuda:0 (NVIDIA H200)")
+
+
+def test_a_legend_tells_the_newest_epoch_and_hides_a_line(
+    empty_site: story.Site, page: Page, held_out: Job
+) -> None:
+    page.goto(f"{empty_site.url}/jobs/{held_out.id}")
+    losses = page.locator("#curve .uplot").nth(1)
+    wmse = losses.locator(".u-series").filter(has_text="wmse")
+    expect(wmse).to_contain_text(f"{story.epoch(60, 60).terms['wmse']:.4f}")
+    before = losses.locator("canvas").screenshot()
+    wmse.locator("th").click()
+    expect(wmse).to_have_class(re.compile("u-off"))
+    assert losses.locator("canvas").screenshot() != before
+    wmse.locator("th").click()
+    expect(wmse).not_to_have_class(re.compile("u-off"))
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_the_papers_numbers_stand_beside_ours(
+    empty_site: story.Site, new_page: NewPage, held_out: Job, javascript: bool
+) -> None:
+    page = new_page(java_script_enabled=javascript)
+    [evaluation] = jobs.children(empty_site.db, held_out.id)
+    less = "\N{MINUS SIGN}"
+    for job in (held_out, evaluation):
+        page.goto(f"{empty_site.url}/jobs/{job.id}")
+        rows = page.locator("#published tbody tr").all()
+        said = [[cell.inner_text() for cell in row.locator("th, td").all()] for row in rows]
+        assert said == [
+            ["Clean", "84.80", "83.91", f"{less}0.89"],
+            ["AutoAttack", "57.09", "56.12", f"{less}0.97"],
+        ]
+        expect(page.locator("#published")).to_contain_text("AutoAttack standard on 1,000 test images")
+        expect(page.locator("#published")).to_contain_text("differs from the published row's in epochs, select,")
+    page.goto(f"{empty_site.url}/jobs/{held_out.id}")
+    page.locator("#published tbody a").click()
+    expect(page.locator("h1")).to_have_text("autoattack-cifar10-linf")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_training_with_everything_fits_a_narrow_screen(
+    empty_site: story.Site, new_page: NewPage, held_out: Job, scheme: str
+) -> None:
+    page = new_page(viewport={"width": 320, "height": 800}, color_scheme=scheme)
+    page.goto(f"{empty_site.url}/jobs/{held_out.id}")
+    expect(page.locator("#curve canvas")).to_have_count(3)
+    page.get_by_text("Table of epochs").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_without_an_evaluation_the_papers_robust_accuracy_stands_alone(empty_site: story.Site, page: Page) -> None:
+    job = story.trained(empty_site.db, "ikl-at-cifar10-wrn-34-10", epochs=200, accuracy=0.85)
+    page.goto(f"{empty_site.url}/jobs/{job.id}")
+    expect(page.locator("#published tbody tr").last).to_contain_text("not measured")
+    expect(page.locator("#published")).not_to_contain_text("differs")
+
+
+def test_what_was_adjusted_is_in_the_history_at_once(
+    site: story.Site, page: Page, running: tuple[Job, jobs.Claim]
+) -> None:
+    job, claim = running
+    page.goto(f"{site.url}/jobs/{job.id}")
+    jobs.append(site.db, claim, story.ADJUSTED)
+    expect(page.locator("#history li.adjusted")).to_contain_text(story.ADJUSTED.sentence)
 
 
 def test_a_broken_stream_goes_on(site: story.Site, new_page: NewPage, running: tuple[Job, jobs.Claim]) -> None:

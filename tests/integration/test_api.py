@@ -11,7 +11,9 @@ from samples import BATCH, EPOCH, JUDGED, PROGRESS, TRAINED
 from sqlalchemy import Engine, func, select, update
 from starlette.testclient import TestClient
 
-from dkl.events import Finished
+from dkl.catalog import RECIPES
+from dkl.events import Adjusted, Finished
+from dkl.recipes import Train
 from service import jobs
 from service.app import create_app
 from service.artifacts import Artifacts
@@ -85,7 +87,9 @@ def test_recipes(client: TestClient) -> None:
     assert listed["autoattack-cifar10-linf"]["needs"] == ["model"]
     one = client.get("/api/v1/recipes/ikl-at-cifar100-wrn-34-10").json()
     assert one == listed["ikl-at-cifar100-wrn-34-10"]
-    assert one["published"]["robust_accuracy"] == 0.3191
+    assert (one["published"]["clean_accuracy"], one["published"]["robust_accuracy"]) == (0.6576, 0.3191)
+    assert one["published"]["url"].startswith("https://")
+    assert listed["natural-digits"]["published"] is None
     assert client.get("/api/v1/recipes/ikl-at-cifar100").status_code == 404
 
 
@@ -113,6 +117,64 @@ def test_an_evaluation_says_what_each_batch_left_standing(client: TestClient, db
     events = sse(client.get(f"/api/v1/jobs/{job_id}/events").text)
     [batch] = [json.loads(event["data"]) for event in events if event["event"] == "batch"]
     assert (batch["name"], batch["phase"], batch["images"], batch["standing"]) == ("apgd-t", "audit", [3, 5], "01")
+
+
+def test_a_training_says_what_it_adjusted(client: TestClient, db: Engine) -> None:
+    job_id = submit(client)
+    claim = jobs.claim(db, job_id, worker="w", lease_seconds=60)
+    assert claim is not None
+    for _ in range(2):  # a resumed run says it again
+        jobs.append(db, claim, Adjusted(sentence="going on with 64 images at once", micro_batch=64))
+    jobs.finish(db, claim, TRAINED)
+    events = sse(client.get(f"/api/v1/jobs/{job_id}/events").text)
+    [adjusted] = [json.loads(event["data"]) for event in events if event["event"] == "adjusted"]
+    assert (adjusted["sentence"], adjusted["micro_batch"]) == ("going on with 64 images at once", 64)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "published"),
+    [({}, 0.5709), ({"seed": 4, "precision": "bfloat16"}, 0.5709), ({"epochs": 3}, None)],
+)
+def test_a_measured_row_has_the_papers_number_beside_it_if_it_was_trained_as_published(
+    client: TestClient, db: Engine, overrides: dict, published: float | None
+) -> None:
+    training = submit(client, "ikl-at-cifar10-wrn-34-10", **overrides)
+    run(db, training)
+    run(db, submit(client, "autoattack-cifar10-linf", **{"model.job": training}), judged(robust_accuracy=0.5))
+    run(
+        db,
+        submit(client, "autoattack-cifar10-linf", **{"model.job": training, "threat.eps": "4/255"}),
+        judged(robust_accuracy=0.7),
+    )
+
+    def rows(eps: float) -> list[dict]:
+        query = {"dataset": "cifar10", "norm": "Linf", "eps": eps}
+        found = client.get("/api/v1/leaderboard", params=query).json()["rows"]
+        return [row for row in found if row["source"] == "measured"]
+
+    assert [row["published_robust_accuracy"] for row in rows(8 / 255)] == [published]
+    assert [row["published_robust_accuracy"] for row in rows(4 / 255)] == [None]  # another question
+
+
+def test_a_paper_that_judges_at_another_radius_is_compared_at_that_radius(client: TestClient, db: Engine) -> None:
+    name = "trades-awp-cifar10-wrn-34-10-l2"  # trained at 128/255, judged at 0.5 by RobustBench
+    training = submit(client, name)
+    run(db, training)
+    for eps in ("128/255", 0.5):
+        asked = {"model.job": training, "threat.norm": "L2", "threat.eps": eps}
+        run(db, submit(client, "autoattack-cifar10-l2", **asked), judged(robust_accuracy=0.7))
+    published = RECIPES[name].published
+    assert published is not None
+
+    def said(eps: float) -> list[float | None]:
+        query = {"dataset": "cifar10", "norm": "L2", "eps": eps}
+        found = client.get("/api/v1/leaderboard", params=query).json()["rows"]
+        return [row["published_robust_accuracy"] for row in found if row["source"] == "measured"]
+
+    assert said(128 / 255) == [None]
+    assert said(0.5) == [published.robust_accuracy]
+    ranked = client.get("/api/v1/leaderboard", params={"dataset": "cifar10", "norm": "L2", "eps": 0.5}).json()
+    assert name in [row["name"] for row in ranked["rows"] if row["source"] == "published"]
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -226,7 +288,7 @@ def test_top_k_stops_below_the_kth_row_of_the_board(
 def test_top_k_counts_published_rows(client: TestClient) -> None:
     source = {"model.zoo": "cifar10/Linf/Carmon2019Unlabeled"}
     asked = {"name": "autoattack-cifar10-linf", "overrides": source, "top_k": 1}
-    assert client.post("/api/v1/jobs", json=asked).json()["recipe"]["stop_below"] == 0.5709
+    assert client.post("/api/v1/jobs", json=asked).json()["recipe"]["stop_below"] == 0.7069
 
 
 def test_the_leaderboard_ranks_what_was_measured(client: TestClient, db: Engine) -> None:
@@ -249,7 +311,18 @@ def test_the_leaderboard_ranks_what_was_measured(client: TestClient, db: Engine)
 
 def test_published_rows_stand_beside_the_measured(client: TestClient) -> None:
     found = client.get("/api/v1/leaderboard", params={"dataset": "cifar100"}).json()
-    assert [(r["name"], r["source"]) for r in found["rows"]] == [("ikl-at-cifar100-wrn-34-10", "published")]
+    reported = {
+        name: entry.published.robust_accuracy
+        for name, entry in RECIPES.items()
+        if entry.published
+        and isinstance(entry.recipe, Train)
+        and (entry.recipe.dataset, str(entry.recipe.threat)) == ("cifar100", "Linf 8/255")
+    }
+    assert reported["ikl-at-cifar100-wrn-34-10"] == 0.3191
+    assert {row["name"]: row["robust_accuracy"] for row in found["rows"]} == reported
+    assert {row["source"] for row in found["rows"]} == {"published"}
+    order = [row["robust_accuracy"] for row in found["rows"]]
+    assert order == sorted(order, reverse=True)
 
 
 def test_cancelling(client: TestClient, db: Engine) -> None:

@@ -32,6 +32,12 @@ def dklbench(*words: str, settings: Settings, cwd: Path | None = None) -> subpro
         (["run", "natural-digits", "--device", "tpu"], "unknown device 'tpu'"),
         (["run", "natural-digits", "dataset=npz:mine"], "put it there"),
         (["run", "autoattack-digits-linf"], "say which with --checkpoint FILE"),
+        (
+            ["run", "natural-digits", "--plot", "curve.gif"],
+            "found the suffix '.gif'; write one of .png, .svg, .pdf",
+        ),
+        (["run", "autoattack-digits-linf", "--plot", "curve.png"], "has no training curve; leave out --plot"),
+        (["recipes", "cifar1000"], "no recipe has 'cifar1000' in its name"),
         (["evaluate"], "say by which recipe to judge it: autoattack-digits-linf"),
         (["evaluate", "--zoo", "cifar10/Linf/Carmon"], "did you mean cifar10/Linf/Carmon2019Unlabeled"),
         (
@@ -42,7 +48,8 @@ def dklbench(*words: str, settings: Settings, cwd: Path | None = None) -> subpro
         (["convert", "no.pt", "o.safetensors", "--architecture", "wrn", "--dataset", "digits"], "is not JSON"),
         (
             ["convert", "no.pt", "o.safetensors", "--architecture", '{"kind": "wrn"}', "--dataset", "digits"],
-            "--architecture: kind must be 'cnn', 'resnet', 'preact-resnet', 'wide-resnet', found 'wrn'",
+            "--architecture: kind must be 'cnn', 'resnet', 'preact-resnet', 'wide-resnet', 'swish-wide-resnet', "
+            "'timm', found 'wrn'",
         ),
         (
             ["convert", "no.pt", "o.safetensors", "--architecture", '{"kind": "cnn"}', "--dataset", "digits"],
@@ -67,13 +74,19 @@ def test_mistakes_get_one_sentence(words: list[str], sentence: str, settings: Se
 def test_help_and_recipes(settings: Settings) -> None:
     assert "Adversarial robustness benchmarking" in dklbench("--help", settings=settings).stdout
     assert "ikl-at-cifar100-wrn-34-10" in dklbench("recipes", settings=settings).stdout
+    some = dklbench("recipes", "CIFAR100", settings=settings).stdout
+    assert re.search(r"ikl-at-cifar100-wrn-34-10 +65\.76% +31\.91% ", some)
+    assert "digits" not in some
 
 
 def test_run_trains_and_judges_without_a_service(settings: Settings, tmp_path: Path) -> None:
-    trained = dklbench("run", *SMALL, settings=settings, cwd=tmp_path)
+    trained = dklbench("run", *SMALL, "--plot", "curve.svg", settings=settings, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "trained" in trained.stdout
+    assert re.search(r"\n +1/1 +\d\.\d{4} +[\d.]+% ", trained.stdout)
     [model] = tmp_path.glob("runs/*/model.safetensors")
+    assert f"the checkpoint is {model.relative_to(tmp_path)}" in trained.stdout
+    assert "<!-- natural-digits, seed 0 -->" in (tmp_path / "curve.svg").read_text()
     judged = dklbench(
         "run", "autoattack-digits-linf", "images=8", 'suite=[{"kind": "apgd-ce", "steps": 5}]',
         "--checkpoint", str(model), settings=settings, cwd=tmp_path,
@@ -85,8 +98,8 @@ def test_run_trains_and_judges_without_a_service(settings: Settings, tmp_path: P
 def test_weights_of_others_are_converted_and_judged(settings: Settings, tmp_path: Path) -> None:
     import torch
 
+    from dkl.architectures import CNN
     from dkl.models import build
-    from dkl.recipes import CNN
 
     theirs = build(CNN(width=4), channels=1, classes=10).state_dict()
     torch.save({"state_dict": {f"module.{name}": w for name, w in theirs.items()}}, tmp_path / "theirs.pt")

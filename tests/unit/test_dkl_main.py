@@ -75,6 +75,15 @@ def test_train_then_judge(tmp_path):
     assert (tmp_path / "judged" / "evidence.safetensors").exists()
 
 
+def test_a_training_draws_its_curve(tmp_path):
+    words = ["ikl-at-digits", "epochs=2", "model.width=2", "images=128", "seed=5", "--plot", "out.svg"]
+    trained = dkl(tmp_path, *words)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    picture = (tmp_path / "out.svg").read_text()
+    assert "<!-- ikl-at-digits, Linf 0.2, seed 5 -->" in picture
+    assert "<!-- adversarial, training batches -->" in picture
+
+
 def test_judging_what_a_function_here_returns(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import torch\n\n\ndef net():\n    torch.manual_seed(0)\n"
@@ -109,6 +118,9 @@ def test_judging_what_a_function_here_returns(tmp_path):
         (["autoattack-digits-linf", "--checkpoint", "text"], "text is not a safetensors file"),
         (["natural-digits", "dataset=npz:mine"], "data/mine_train.npz does not exist"),
         (["natural-digits", "--device", "tpu"], "unknown device 'tpu'"),
+        (["natural-digits", "--plot", "out"], "--plot out: found the suffix ''; write one of .png, .svg, .pdf"),
+        (["natural-digits", "--plot", "no/out.png"], "--plot no/out.png: there is no folder no; make it"),
+        (["autoattack-digits-linf", "--plot", "out.png"], "autoattack-digits-linf trains nothing, so it has no"),
         (["natural-digits", "--workdir", "text"], "[Errno 17] File exists: 'text'"),
     ],
 )

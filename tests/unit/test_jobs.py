@@ -49,6 +49,22 @@ def test_a_job_from_submission_to_result(db: Engine) -> None:
     assert history(db, job.id) == ["queued", "running", "succeeded"]
 
 
+def test_a_recipe_that_cannot_be_read_any_more_fails_and_so_do_those_that_wait(db: Engine) -> None:
+    """As an older version may have queued it. It must not stand at the head of the queue for ever."""
+    job_id = jobs.create(db, TRAIN).id
+    child_id = jobs.create(db, evaluation_of(job_id)).id
+    with writing(db) as session:
+        document = {**TRAIN.model_dump(mode="json"), "depth": 7}
+        session.execute(update(Job).where(Job.id == job_id).values(recipe=document))
+    assert jobs.claim(db, job_id, worker="w1", lease_seconds=60) is None
+    failed = jobs.get(db, job_id)
+    assert failed.status == "failed"
+    assert "its recipe cannot be read any more (depth: is no field here" in failed.reason
+    assert failed.reason.endswith("submit it anew")
+    assert jobs.get(db, child_id).status == "failed"
+    assert jobs.next_ready(db) is None
+
+
 def test_of_eight_racing_workers_one_wins(db: Engine) -> None:
     job_id = jobs.create(db, TRAIN).id
     with ThreadPoolExecutor(8) as pool:

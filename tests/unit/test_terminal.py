@@ -1,11 +1,13 @@
 """What a terminal says about the end of a job."""
 
 import pytest
-from samples import BATCH, JUDGED, TRAINED
+from samples import BATCH, EPOCH, JUDGED, TRAINED
 
-from dkl.events import EvaluateResult, Finished
+from dkl.catalog import RECIPES
+from dkl.events import Adjusted, EvaluateResult, Finished
+from dkl.events import Event as Said
 from service.client import Event
-from service.terminal import Bars, console, leaderboard_table
+from service.terminal import Bars, console, leaderboard_table, recipes_table
 
 
 @pytest.fixture(autouse=True)
@@ -14,9 +16,14 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(finished: Finished, capsys: pytest.CaptureFixture[str]) -> str:
-    events = [Event(e.kind, e.model_dump(mode="json")) for e in (BATCH, finished)]
-    with Bars() as bars:
-        bars.follow(bars.add("a job"), events)
+    return printed([BATCH, finished], capsys)
+
+
+def printed(
+    events: list[Said], capsys: pytest.CaptureFixture[str], *, title: str = "a job", epochs: bool = False
+) -> str:
+    with Bars(epochs=epochs) as bars:
+        bars.follow(bars.add(title), [Event(e.kind, e.model_dump(mode="json")) for e in events])
     return capsys.readouterr().out
 
 
@@ -63,3 +70,105 @@ def test_the_ranking_names_who_attacked(capsys: pytest.CaptureFixture[str]) -> N
     }
     console.print(leaderboard_table({"board": {"title": "Digits"}, "rows": [row]}))
     assert "AutoAttack standard, by pyautoattack, 100 images, measured" in capsys.readouterr().out
+
+
+# --- a training -------------------------------------------------------------------------------------------
+
+ADVERSARIAL = EPOCH.model_copy(
+    update={
+        "epoch": 7,
+        "epochs": 60,
+        "loss": 1.25,
+        "adversarial_accuracy": 0.301,
+        "validation_accuracy": 0.62,
+        "validation_robust_accuracy": 0.2891,
+        "images_per_second": 5120.4,
+        "eta_seconds": 3725.0,
+    }
+)
+
+
+def test_an_epoch_is_a_line_under_its_columns_and_fits_80_characters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    later = ADVERSARIAL.model_copy(update={"epoch": 8})
+    head, first, second, *_ = printed([ADVERSARIAL, later], capsys, epochs=True).splitlines()
+    assert head.split() == [*("epoch", "loss", "clean", "adv.", "held", "out", "PGD", "lr", "images/s", "left")]
+    assert first.split() == [
+        "7/60",
+        "1.2500",
+        "90.0%",
+        "30.1%",
+        "62.0%",
+        "28.9%",
+        "0.1",
+        "5,120",
+        "1",
+        "h",
+        "2",
+        "min",
+    ]
+    assert second.split()[0] == "8/60"
+    assert len(head) == len(first) == len(second) <= 80
+
+
+def test_a_natural_training_has_fewer_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    head, line, *_ = printed([EPOCH], capsys, epochs=True).splitlines()
+    assert head.split() == ["epoch", "loss", "clean", "lr", "images/s", "left"]
+    assert line.split() == ["1/2", "0.5000", "90.0%", "0.1", "1,000", "1.0", "s"]
+
+
+def test_epochs_of_several_jobs_stay_in_their_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed([ADVERSARIAL], capsys)
+    assert "images/s" not in out
+    assert "epoch 7 of 60: loss 1.250, clean 90.0%, adversarial 30.1%" in out
+
+
+def test_what_was_adjusted_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    adjusted = Adjusted(sentence="128 images [at once] did not fit; going on with 64", micro_batch=64)
+    assert "adjusted: 128 images [at once] did not fit; going on with 64" in printed([adjusted], capsys)
+
+
+def test_a_training_ends_with_what_was_kept_and_what_papers_say(capsys: pytest.CaptureFixture[str]) -> None:
+    held_out = {"selected_epoch": 2, "validation_accuracy": 0.8312, "validation_robust_accuracy": 0.4944}
+    result = TRAINED.result.model_copy(update={**held_out, "notes": ("bfloat16 [not] available",)})
+    out = printed([Finished(result=result)], capsys, title="ikl-at-cifar10-wrn-34-10")
+    assert "weights of epoch 2 of 2: 83.12% on held-out images, 49.44% under PGD" in out
+    assert "note: bfloat16 [not] available" in out
+    assert "clean: published 84.80%, here 95.00% (+10.20); AutoAttack: published 57.09%" in out
+    plain = printed([TRAINED], capsys, title="natural-digits")
+    assert "weights of epoch 2 of 2\n" in plain
+    assert "published" not in plain
+
+
+def test_events_of_an_older_service_are_drawn_too(capsys: pytest.CaptureFixture[str]) -> None:
+    epoch = {
+        "epoch": 1,
+        "epochs": 2,
+        "loss": 0.5,
+        "clean_accuracy": 0.9,
+        "adversarial_accuracy": None,
+        "eps": None,
+    }
+    result = {"kind": "train", "checkpoint_sha256": "a", "parameters": 10, "epochs": 2, "clean_accuracy": 0.9}
+    with Bars(epochs=True) as bars:
+        events = [
+            Event("epoch", {**epoch, "lr": 0.1, "seconds": 1.0}),
+            Event("finished", {"result": {**result, "seconds": 2.0}}),
+        ]
+        bars.follow(bars.add("natural-digits"), events)
+    out = capsys.readouterr().out
+    assert "1/2  0.5000  90.0%" in out
+    assert "trained: 90.0% clean" in out
+    assert "weights of" not in out
+
+
+def test_recipes_are_listed_with_what_papers_report(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("natural-digits", "ikl-at-cifar100-wrn-34-10")
+    console.print(recipes_table({name: RECIPES[name] for name in names}))
+    [natural] = [line for line in capsys.readouterr().out.splitlines() if "natural-digits" in line]
+    console.print(recipes_table({name: RECIPES[name] for name in names}))
+    [published] = [line for line in capsys.readouterr().out.splitlines() if "wrn-34-10" in line]
+    assert "%" not in natural
+    assert published.split()[1:3] == ["65.76%", "31.91%"]

@@ -37,71 +37,126 @@ function replace(old, fresh) {
   if (!old.isEqualNode(fresh)) old.replaceWith(document.adoptNode(fresh))
 }
 
-// --- the training curve -----------------------------------------------------------------------------------
+// --- the training curve: accuracies, the loss with its terms, eps and learning rate, one above the other -----
 
 const frame = document.getElementById("curve")
 const epochs = new Map() // by number: a replayed stream says nothing new
-let plot = null
+let plots = []
+let shown = ""
 
-function colour(name) {
-  return () => getComputedStyle(document.documentElement).getPropertyValue(name).trim()
-}
+const colour = (name) => () => getComputedStyle(document.documentElement).getPropertyValue(name).trim()
+const percent = (value) => (value == null ? "–" : `${(100 * value).toFixed(2)} %`)
+const number = (digits) => (value) => value?.toPrecision(digits).replace(/\.?0+$/, "") ?? "–"
+const TERMS = ["--clean-line", "--robust", "--third", "--good"]
 
-function series() {
-  const percent = (_, value) => (value == null ? "–" : `${(100 * value).toFixed(2)} %`)
-  const line = { width: 2, points: { size: 5 }, spanGaps: true }
-  const all = [
-    { label: "epoch", value: (_, value) => value ?? "–" },
-    { ...line, label: "loss", scale: "loss", stroke: colour("--loss"), dash: [6, 4], value: (_, v) => v?.toFixed(4) ?? "–" },
-    { ...line, label: "clean accuracy", scale: "accuracy", stroke: colour("--clean-line"), value: percent },
-    { ...line, label: "adversarial accuracy", scale: "accuracy", stroke: colour("--robust"), value: percent },
-  ]
-  return "adversarial" in frame.dataset ? all : all.slice(0, 3)
-}
-
-function columns() {
-  const rows = [...epochs.values()].sort((a, b) => a.epoch - b.epoch)
-  const all = ["epoch", "loss", "clean_accuracy", "adversarial_accuracy"].map((name) => rows.map((row) => row[name]))
-  return "adversarial" in frame.dataset ? all : all.slice(0, 3)
-}
-
-function size() {
-  return { width: frame.clientWidth, height: Math.max(200, Math.min(320, frame.clientWidth * 0.5)) }
+// Lines of one panel: what a legend says, where the value is in an epoch, how it is drawn.
+function panels(rows) {
+  const heldOut = rows.some((row) => row.validation_accuracy != null)
+  const training = heldOut ? { dash: [5, 4], width: 1.5 } : {}
+  const unit = "levels" in frame.dataset ? 255 : 1
+  const terms = [...new Set(rows.flatMap((row) => Object.keys(row.terms ?? {})))]
+  return [
+    {
+      label: "accuracy, %", height: 240, range: [0, 1], ticks: (value) => Math.round(100 * value), show: percent,
+      lines: [
+        { label: "clean, held out", of: (row) => row.validation_accuracy, stroke: "--clean-line" },
+        { label: "PGD, held out", of: (row) => row.validation_robust_accuracy, stroke: "--robust" },
+        { label: heldOut ? "clean, training" : "clean accuracy", of: (row) => row.clean_accuracy, stroke: "--clean-line", ...training },
+        { label: heldOut ? "adversarial, training" : "adversarial accuracy", of: (row) => row.adversarial_accuracy, stroke: "--robust", ...training },
+      ],
+    },
+    {
+      label: "loss", height: 190, show: (value) => value?.toFixed(4) ?? "–",
+      lines: [
+        { label: "loss", of: (row) => row.loss, stroke: "--loss" },
+        ...(terms.length > 1 ? terms : []).map((name, place) => ({
+          label: name.replaceAll("_", " "), of: (row) => row.terms?.[name], stroke: TERMS[place % TERMS.length], width: 1.5,
+        })),
+      ],
+    },
+    {
+      label: "learning rate", height: 160, show: number(3),
+      lines: [
+        { label: "learning rate", of: (row) => row.lr, stroke: "--clean-line" },
+        { label: unit === 1 ? "eps" : "eps, in 1/255", of: (row) => row.eps == null ? null : unit * row.eps, stroke: "--robust", scale: "right" },
+      ],
+    },
+  ].map((panel) => ({ ...panel, lines: panel.lines.filter((line) => rows.some((row) => line.of(row) != null)) }))
 }
 
 function draw() {
-  frame.ariaLabel = `Loss and accuracies of ${epochs.size} epochs; the numbers are in the table below`
-  if (plot) return plot.setData(columns())
-  frame.classList.add("drawn")
+  const rows = [...epochs.values()].sort((a, b) => a.epoch - b.epoch)
+  const wanted = panels(rows)
+  const labels = JSON.stringify(wanted.map((panel) => panel.lines.map((line) => line.label)))
+  frame.ariaLabel = `Loss and accuracies of ${rows.length} epochs; the numbers are in the table below`
+  if (labels !== shown) {
+    for (const plot of plots) plot.destroy()
+    frame.classList.add("drawn")
+    plots = wanted.map((panel, place) => build(panel, wanted, place === wanted.length - 1))
+    shown = labels
+  }
+  wanted.forEach((panel, place) => {
+    plots[place].setData([rows.map((row) => row.epoch), ...panel.lines.map((line) => rows.map((row) => line.of(row) ?? null))])
+    showLast(plots[place])
+  })
+}
+
+function build(panel, all, last) {
+  const narrow = frame.clientWidth < 420
   const axis = { stroke: colour("--muted"), font: "12px system-ui", labelFont: "12px system-ui", labelSize: 18 }
   const grid = { stroke: colour("--rule"), width: 1 }
-  const narrow = frame.clientWidth < 420
-  const last = () => Math.max(2, ...[...epochs.values()].map((row) => row.epochs))
-  plot = new uPlot(
+  const right = (lines) => lines.some((line) => line.scale === "right")
+  const upwards = { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] }
+  const end = () => Math.max(2, ...[...epochs.values()].map((row) => row.epochs))
+  const few = () => epochs.size <= 30 && epochs.size < frame.clientWidth / 20
+  const beside = all.some((other) => right(other.lines)) && !right(panel.lines)
+  return new uPlot(
     {
-      ...size(),
+      width: frame.clientWidth,
+      height: panel.height,
+      padding: [10, beside ? (narrow ? 36 : 54) : right(panel.lines) ? 0 : 12, 0, 0],
       scales: {
-        x: { time: false, range: () => [1, last()] },
-        loss: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] },
-        accuracy: { range: [0, 1] },
+        x: { time: false, range: () => [1, end()] },
+        left: panel.range ? { range: panel.range } : upwards,
+        right: upwards,
       },
-      series: series(),
-      axes: [
-        { ...axis, grid, ticks: grid, label: narrow ? undefined : "epoch", size: narrow ? 30 : 44, labelGap: -4, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] },
-        { ...axis, grid, ticks: grid, scale: "loss", label: narrow ? undefined : "loss", size: 46 },
-        {
-          ...axis, grid: { show: false }, ticks: grid, scale: "accuracy", side: 1, label: narrow ? undefined : "accuracy, %",
-          size: 40, values: (_, values) => values.map((value) => Math.round(100 * value)),
-        },
+      series: [
+        { label: "epoch", value: (_, value) => value ?? "–" },
+        ...panel.lines.map((line) => ({
+          scale: "left", width: 2, points: { size: 5, show: few }, spanGaps: true, ...line,
+          stroke: colour(line.stroke), value: (_, value) => panel.show(value),
+        })),
       ],
-      cursor: { y: false },
+      axes: [
+        { ...axis, grid, ticks: grid, label: last && !narrow ? "epoch" : undefined, size: 30, labelGap: 0, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] },
+        { ...axis, grid, ticks: grid, scale: "left", label: narrow ? undefined : panel.label, size: 52, space: 26, values: panel.ticks ? (_, values) => values.map(panel.ticks) : undefined },
+        { ...axis, grid: { show: false }, ticks: grid, scale: "right", side: 1, label: narrow ? undefined : "eps", size: 36, space: 26, show: right(panel.lines) },
+      ],
+      legend: { markers: { dash: (plot, line) => (plot.series[line].dash ? "dashed" : "solid") } },
+      cursor: { y: false, sync: { key: "epochs" } },
+      hooks: { setCursor: [(plot) => { if (plot.cursor.idx == null) showLast(plot) }] },
       pxAlign: false,
     },
-    columns(),
+    [[], ...panel.lines.map(() => [])],
     frame,
   )
-  new ResizeObserver(() => plot.setSize(size())).observe(frame)
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plot.redraw())
+}
+
+// Without a pointer on it, a legend tells the newest epoch.
+function showLast(plot) {
+  if (plot.data[0].length) plot.setLegend({ idx: plot.data[0].length - 1 }, false)
+}
+
+function redrawAll() {
+  if (!plots.length) return
+  shown = ""
+  draw()
+}
+
+if (frame) {
+  const fit = () => plots.forEach((plot) => plot.setSize({ width: frame.clientWidth, height: plot.height }))
+  new ResizeObserver(fit).observe(frame)
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll)
 }
 
 // --- the stream -------------------------------------------------------------------------------------------
@@ -111,7 +166,7 @@ let live = "liveJob" in job.dataset
 
 function listen() {
   source = new EventSource(job.dataset.events)
-  for (const kind of ["status", "started", "batch", "corruption", "finished", "progress"]) source.addEventListener(kind, news)
+  for (const kind of ["status", "started", "adjusted", "batch", "corruption", "finished", "progress"]) source.addEventListener(kind, news)
   source.addEventListener("epoch", (event) => {
     const epoch = JSON.parse(event.data)
     epochs.set(epoch.epoch, epoch)

@@ -1,0 +1,91 @@
+"""`dklbench up`, `demo` and `migrate`: the service itself."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from service.client import Client, ServiceError
+from service.demo import tell_the_story
+from service.settings import Settings, settings
+from service.terminal import console
+
+app = typer.Typer()
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on.")]
+
+
+@app.command()
+def up(host: Host = None, port: Port = None) -> None:
+    """Serve this machine: web pages, REST interface and a worker per GPU, until Ctrl-C."""
+    from service.embedded import embedded
+
+    chosen = _settings(host, port)
+    with embedded(chosen) as server:
+        console.print(f"dkl-bench at [bold]{_url(chosen)}[/], data in {chosen.data_dir}; Ctrl-C stops")
+        server.run()
+
+
+@app.command()
+def demo(
+    host: Host = None,
+    port: Port = None,
+    exit: Annotated[bool, typer.Option("--exit", help="Stop when the story is told.")] = False,
+) -> None:
+    """Train a natural and an adversarially trained model on digits, attack both, and show the ranking."""
+    from service.embedded import free_port
+
+    chosen = _settings(host, port)
+    if port is None:
+        chosen = chosen.model_copy(update={"port": free_port(chosen)})
+    with _served(chosen):
+        url = _url(chosen)
+        console.print(f"Two small models learn handwritten digits, one of them adversarially; watch at {url}/jobs")
+        with Client(url) as client:
+            tell_the_story(client)
+        console.print(f"The leaderboard: [bold]{url}[/]" + ("" if exit else "   (Ctrl-C stops)"))
+        while not exit:
+            time.sleep(3600)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the newest schema. `up` does it by itself."""
+    from service import db
+
+    db.migrate(db.connect(settings().database))
+
+
+def _settings(host: str | None, port: int | None) -> Settings:
+    given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    return settings().model_copy(update=given)
+
+
+def _url(chosen: Settings) -> str:
+    host = "127.0.0.1" if chosen.host in {"0.0.0.0", "::"} else chosen.host
+    return f"http://{host}:{chosen.port}"
+
+
+@contextmanager
+def _served(chosen: Settings) -> Iterator[None]:
+    """The embedded service in the background."""
+    from service.embedded import embedded
+
+    with embedded(chosen) as server:
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise ServiceError("the server did not start; its message is above")
+                time.sleep(0.05)
+            yield
+        except KeyboardInterrupt:
+            console.print("stopping; what is unfinished resumes at the next start")
+        finally:
+            server.stop()
+            thread.join()

@@ -1,0 +1,76 @@
+"""Numbers, times and documents in words, as pages and terminals show them."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from dkl.documents import show_pixels
+
+
+def percent(fraction: float, digits: int = 2) -> str:
+    return f"{100 * fraction:.{digits}f}"
+
+
+def count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def many(number: float) -> str:
+    """Exact as far as it is short: "98,304", "1.31 M"."""
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return count(number)
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: "3 min 20 s"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for (unit, size), (smaller, part) in (
+        (("d", 86400), ("h", 3600)),
+        (("h", 3600), ("min", 60)),
+        (("min", 60), ("s", 1)),
+    ):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
+
+
+def ago(at: float) -> str:
+    passed = time.time() - at  # for the eye only: what is kept is in the database's time
+    if passed < 1:
+        return "just now"
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if passed >= size:
+            return f"{passed // size:.0f} {unit} ago"
+    return f"{passed:.0f} s ago"
+
+
+def when(at: float, layout: str = "%Y-%m-%d %H:%M:%S UTC") -> str:
+    return datetime.fromtimestamp(at, UTC).strftime(layout)
+
+
+def fields(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The recipe in the words of its overrides: ("threat.eps", "8/255")."""
+    return [(path, _field(path, value)) for path, value in _leaves(recipe, "")]
+
+
+def _leaves(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", value
+
+
+def _field(path: str, value: Any) -> str:
+    if path.endswith(".eps") and isinstance(value, float):
+        return show_pixels(value)
+    if path == "curve":
+        return ", ".join(map(show_pixels, value)) or "none"
+    return value if isinstance(value, str) else json.dumps(value)
