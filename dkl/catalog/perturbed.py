@@ -8,9 +8,9 @@ from typing import Literal
 
 from dkl.architectures import Model, PreActResNet, ResNet, WideResNet
 from dkl.catalog.entries import DAJAT, L2_128, LINF_8, ROBUSTBENCH, WRN_34_10, Named, Published
-from dkl.catalog.rivals import AUGMENTATION, HELD_OUT, RICE_OPTIMIZER, normalising, rice_attack
+from dkl.catalog.rivals import HELD_OUT, pgd_at
 from dkl.documents import ThreatModel
-from dkl.objectives import AWP, MART, PGD, PGDAT, TRADES
+from dkl.objectives import AWP, MART, PGD, TRADES
 from dkl.recipes import SGD, Cosine, StepEMA, Steps, Train
 
 _Cifar = Literal["cifar10", "cifar100"]
@@ -21,21 +21,7 @@ _AWP_REPO = ("README and logs of csdongxian/AWP", "https://github.com/csdongxian
 
 def _at_awp(dataset: _Cifar, model: Model, threat: ThreatModel = LINF_8) -> Train:
     """PGD-AT as in Rice et al., with weights perturbed by a hundredth of their norm from the first epoch on."""
-    return Train(
-        dataset=dataset,
-        augmentation=AUGMENTATION[dataset],
-        model=normalising(model, dataset),
-        objective=PGDAT(),
-        threat=threat,
-        attack=rice_attack(threat),
-        awp=AWP(gamma=0.01, first_epoch=1),
-        epochs=200,
-        batch_size=128,
-        optimizer=RICE_OPTIMIZER,
-        averaging=None,
-        validation=HELD_OUT,
-        select="best",
-    )
+    return pgd_at(dataset, model, threat=threat).model_copy(update={"awp": AWP(gamma=0.01, first_epoch=1)})
 
 
 def _host_attack(threat: ThreatModel, loss: Literal["ce", "kl"]) -> PGD:

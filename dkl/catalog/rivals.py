@@ -12,7 +12,7 @@ from dkl.objectives import MART, PGD, PGDAT, TRADES, Natural
 from dkl.recipes import SGD, Augmentation, Steps, Train, Validation
 
 HELD_OUT = Validation(images=1000, steps=10)
-AUGMENTATION = {
+_AUGMENTATION = {
     "cifar10": Augmentation(padding="reflect"),
     "cifar100": Augmentation(rotation=15.0),
 }
@@ -23,7 +23,7 @@ _LBGAT = ("README of dvlab-research/LBGAT", "https://github.com/dvlab-research/L
 # --- PGD-AT: Madry et al., as in Rice et al. --------------------------------------------------------------
 
 
-def rice_attack(threat: ThreatModel, steps: int = 10) -> PGD:
+def _rice_attack(threat: ThreatModel, steps: int = 10) -> PGD:
     """Steps of 2/255 under Linf and of 15/255 under L2; batch norms learn from every one of them."""
     step_size = 2 / 255 if threat.norm == "Linf" else 15 / 255
     return PGD(
@@ -36,18 +36,18 @@ def rice_attack(threat: ThreatModel, steps: int = 10) -> PGD:
     )
 
 
-RICE_OPTIMIZER = SGD(lr=0.1, weight_decay=5e-4, schedule=Steps(epochs=(101, 151)))
+_RICE_OPTIMIZER = SGD(lr=0.1, weight_decay=5e-4, schedule=Steps(epochs=(101, 151)))
 """Epochs 1 to 100 at the full learning rate; the last batch of the 100th, in the original, already at a tenth."""
 
 
-def normalising(model: Model, dataset: Literal["cifar10", "cifar100"]) -> Model:
+def _normalising(model: Model, dataset: Literal["cifar10", "cifar100"]) -> Model:
     """`model`, which normalises pixels itself, as Rice et al. and AT-AWP do in front of theirs."""
     if not isinstance(model, PreActResNet | WideResNet):
         return model
     return model.model_copy(update={"normalisation": NORMALISATION[dataset]})
 
 
-def _pgd_at(
+def pgd_at(
     dataset: Literal["cifar10", "cifar100"],
     model: Model,
     *,
@@ -55,16 +55,17 @@ def _pgd_at(
     steps: int = 10,
     select: Literal["best", "last"] = "best",
 ) -> Train:
+    """PGD-AT as in Rice et al., on `dataset` with `model`."""
     return Train(
         dataset=dataset,
-        augmentation=AUGMENTATION[dataset],
-        model=normalising(model, dataset),
+        augmentation=_AUGMENTATION[dataset],
+        model=_normalising(model, dataset),
         objective=PGDAT(),
         threat=threat,
-        attack=rice_attack(threat, steps),
+        attack=_rice_attack(threat, steps),
         epochs=200,
         batch_size=128,
-        optimizer=RICE_OPTIMIZER,
+        optimizer=_RICE_OPTIMIZER,
         averaging=None,
         validation=HELD_OUT if select == "best" else None,
         select=select,
@@ -75,37 +76,37 @@ _BEST_EPOCH = "The original chose the best epoch on the test set, this recipe do
 
 _PGD_AT: dict[str, Named] = {
     "pgd-at-cifar10-preact-resnet-18": Named(
-        _pgd_at("cifar10", PreActResNet()),
+        pgd_at("cifar10", PreActResNet()),
         "PGD-AT as in Rice et al. (arXiv:2002.11569), mostly on this network. No AutoAttack number is published.",
     ),
     "pgd-at-cifar10-resnet-18": Named(
-        _pgd_at("cifar10", ResNet()),
+        pgd_at("cifar10", ResNet()),
         "PGD-AT as in Rice et al. The number is a re-run by the authors of DAJAT, whose settings are unknown.",
         Published(0.8112, 0.4875, *DAJAT),
     ),
     "pgd-at-cifar10-wrn-34-10": Named(
-        _pgd_at("cifar10", WRN_34_10),
+        pgd_at("cifar10", WRN_34_10),
         "PGD-AT as in Rice et al. The number is a re-run by the authors of DAJAT, whose settings are unknown.",
         Published(0.8607, 0.5219, *DAJAT),
     ),
     "pgd-at-cifar10-wrn-34-10-madry": Named(
-        _pgd_at("cifar10", WRN_34_10, steps=7, select="last"),
+        pgd_at("cifar10", WRN_34_10, steps=7, select="last"),
         "PGD-AT nearer to its original (arXiv:1706.06083): 7 steps, last epoch. The rest is as in Rice et al.; "
         "the original, in TensorFlow, claims 47.04.",
         Published(0.8714, 0.4404, *ROBUSTBENCH),
     ),
     "pgd-at-cifar10-wrn-34-20": Named(
-        _pgd_at("cifar10", WideResNet(depth=34, width=20)),
+        pgd_at("cifar10", WideResNet(depth=34, width=20)),
         f"The row of Rice et al. {_BEST_EPOCH}",
         Published(0.8534, 0.5342, *ROBUSTBENCH),
     ),
     "pgd-at-cifar10-preact-resnet-18-l2": Named(
-        _pgd_at("cifar10", PreActResNet(), threat=L2_128),
+        pgd_at("cifar10", PreActResNet(), threat=L2_128),
         f"The row of Rice et al. under L2, trained at 128/255 and judged at 0.5. {_BEST_EPOCH}",
         Published(0.8867, 0.6768, *ROBUSTBENCH, eps=0.5),
     ),
     "pgd-at-cifar100-preact-resnet-18": Named(
-        _pgd_at("cifar100", PreActResNet(), select="last"),
+        pgd_at("cifar100", PreActResNet(), select="last"),
         "The row of Rice et al. on CIFAR-100. Its clean accuracy is that of the last epoch in the authors' log, "
         "after robust overfitting, so this recipe keeps the last epoch; the 28.1 they report is of their best.",
         Published(0.5383, 0.1895, *ROBUSTBENCH),
