@@ -163,6 +163,8 @@ class TrainingData:
     """The first `validation.images` of the training images; None: the recipe holds none out."""
     channels: int
     classes: int
+    smallest_batch: int
+    """Images of the batch that holds what is left of an epoch, views not counted twice."""
 
 
 def training_data(recipe: Train, data_dir: Path, device: str | torch.device) -> TrainingData:
@@ -181,7 +183,17 @@ def training_data(recipe: Train, data_dir: Path, device: str | torch.device) -> 
         seed=recipe.seed,
     )
     validation = _part(arrays, 0, held_out) if held_out else None
-    return TrainingData(batches, validation, channels=arrays.images.shape[3], classes=arrays.classes)
+    return TrainingData(
+        batches,
+        validation,
+        channels=arrays.images.shape[3],
+        classes=arrays.classes,
+        smallest_batch=recipe.batch_size if recipe.generated else _rest(count - held_out, recipe.batch_size),
+    )
+
+
+def _rest(images: int, batch_size: int) -> int:
+    return images % batch_size or min(images, batch_size)
 
 
 def _rows(recipe: Train, arrays: Arrays, images: int, data_dir: Path, device: str | torch.device) -> Rows:
@@ -214,7 +226,13 @@ def _from_folder(recipe: Train, folder: Folder, device: str | torch.device) -> T
     )
     batches = Batches(rows, augmentations=tuple(map(on_crops, _augmentations(recipe))), seed=recipe.seed)
     validation = read_pictures(folder.part(0, held_out)) if held_out else None
-    return TrainingData(batches, validation, channels=3, classes=len(folder.class_names))
+    return TrainingData(
+        batches,
+        validation,
+        channels=3,
+        classes=len(folder.class_names),
+        smallest_batch=_rest(count - held_out, recipe.batch_size),
+    )
 
 
 def _augmentations(recipe: Train) -> tuple[Augmentation | None, ...]:

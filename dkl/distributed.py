@@ -130,7 +130,7 @@ def _environment(processes: int) -> dict[str, str]:
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)]),
     }
 
 
@@ -180,7 +180,7 @@ class _Line:
     def send(self, message: Event | _Failure) -> None:
         try:
             self._socket.send(message.model_dump_json().encode())
-        except BrokenPipeError:
+        except ConnectionError:  # reset, where it died with messages unread
             self._stop()
 
     def _stop(self) -> None:
@@ -215,14 +215,23 @@ def main() -> None:
     os._exit(code)  # tidying up would wait for the other processes, which may be gone or wait for us
 
 
-def _train(line: _Line, recipe: Train, workdir: Path, *, device: str, data_dir: Path) -> None:
-    if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=torch.device(device))
+def _meet(device: str) -> World:
+    """Find the other processes of this attempt."""
+    # The agent's store outlives an attempt, and still has the addresses of the dead.
+    store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    attempt = f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    if device == "cpu":
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     else:
-        dist.init_process_group("gloo")
-    world = World(dist.get_rank(), dist.get_world_size())
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", store=store, rank=rank, world_size=size, device_id=torch.device(device))
+    return World(rank, size)
+
+
+def _train(line: _Line, recipe: Train, workdir: Path, *, device: str, data_dir: Path) -> None:
+    device = device if device == "cpu" else f"cuda:{dist.get_node_local_rank()}"
+    world = _meet(device)
 
     def all_stop() -> bool:  # together, as each waits for the others in every batch
         return world.any(line.stopping, device)
@@ -230,7 +239,6 @@ def _train(line: _Line, recipe: Train, workdir: Path, *, device: str, data_dir: 
     if all_stop():
         return
     events = train(recipe, workdir, device=device, data_dir=data_dir, world=world)
-    assert isinstance(events, Generator)
     for event in events:
         if world.rank == 0:
             line.send(event)

@@ -62,6 +62,7 @@ class Run:
         self.data = data
         self.device = device
         self.world = world
+        world.share(data.smallest_batch)  # refuses now what would fail at the end of the first epoch
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.model = build(recipe.model, channels=data.channels, classes=data.classes).to(device)

@@ -144,14 +144,16 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, dy_BCS: Tensor) -> tuple[Tensor | None, ...]:
         x_BCS, weight_C, mean_C, var_C, count = ctx.saved_tensors
         scale_C = torch.ones_like(mean_C) if weight_C is None else weight_C.to(mean_C.dtype)
-        # Of a batch norm whose statistics are constants. What flows through them is added below.
+        invstd_C = (var_C + ctx.eps).rsqrt()
+        # Of a batch norm whose statistics are constants: what flows through them is added below. Kernels for CPUs
+        # look at mean and variance, those for GPUs at mean and invstd.
         dx_BCS, dweight_C, dbias_C = torch.ops.aten.native_batch_norm_backward(
-            dy_BCS, x_BCS, scale_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
+            dy_BCS, x_BCS, scale_C, mean_C, var_C, mean_C, invstd_C, False, ctx.eps, [True, True, True]
         )
         if ctx.needs_input_grad[0]:
             sums_2C = torch.stack([dbias_C, dweight_C]).double()
             dist.all_reduce(sums_2C)
-            through_2C = (-sums_2C / count).to(mean_C.dtype) * scale_C * (var_C + ctx.eps).rsqrt()
+            through_2C = (-sums_2C / count).to(mean_C.dtype) * scale_C * invstd_C
             dx_BCS = dx_BCS + batch_norm(x_BCS, mean_C, var_C, through_2C[1], through_2C[0], False, 0.0, ctx.eps)
         wants = ctx.needs_input_grad
         return (

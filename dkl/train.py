@@ -1,12 +1,13 @@
 """Training: natural and adversarial, any objective. One loop, as an iterator of events.
 
 A run may be stopped at any event by closing the iterator; run again, it ends with the same weights, bit for bit,
-as if it had never stopped (on a CPU; CUDA adds in no fixed order unless told to). For that `last.pt` in the work
-directory holds all that changes, and every random number follows from (seed, epoch, batch).
+as if it had never stopped (on a CPU with one process or two; GPUs, and three processes, add in no fixed order).
+For that `last.pt` in the work directory holds all that changes, and every random number follows from (seed, epoch,
+batch).
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from dkl import datasets, recipes, weights
@@ -23,7 +24,7 @@ _KEEP_SECONDS = 600
 
 def train(
     recipe: recipes.Train, workdir: Path, *, device: str, data_dir: Path, world: World = ALONE
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Train, yielding `Progress` after every batch, `Epoch` after every epoch and `Finished` at the end.
 
     Goes on from what an earlier run of the same recipe left in `workdir`, whose epochs are said again first. The

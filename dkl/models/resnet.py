@@ -1,5 +1,7 @@
 """ResNet-18 for small images, with the activation after and before the convolutions.
 
+Activations and sums are in place where no gradient needs what was there: less memory to write and to keep.
+
 Shapes: B batch, C channels, H, W pixels.
 """
 
@@ -26,8 +28,8 @@ class _PostActBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = relu(self.bn1(self.conv1(x)))
-        return relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = relu(self.bn1(self.conv1(x)), inplace=True)
+        return relu(self.bn2(self.conv2(out)).add_(self.shortcut(x)), inplace=True)
 
 
 class ResNet(nn.Module):
@@ -48,7 +50,7 @@ class ResNet(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         layers.require_side(x_BCHW, 8, "ResNet")
-        out = relu(self.bn1(self.conv1(x_BCHW)))
+        out = relu(self.bn1(self.conv1(x_BCHW)), inplace=True)
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         return self.linear(out.mean((2, 3)))
 
@@ -67,9 +69,9 @@ class _PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(layers.conv1x1(channels_in, channels_out, stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = relu(self.bn1(x))
+        out = relu(self.bn1(x), inplace=True)
         shortcut = x if self.shortcut is None else self.shortcut(out)
-        return shortcut + self.conv2(relu(self.bn2(self.conv1(out))))
+        return self.conv2(relu(self.bn2(self.conv1(out)), inplace=True)).add_(shortcut)
 
 
 class PreActResNet(nn.Module):

@@ -1,5 +1,7 @@
 """The wide ResNet of TRADES and its successors.
 
+Activations and sums are in place where no gradient needs what was there: less memory to write and to keep.
+
 Shapes: B batch, C channels, H, W pixels.
 """
 
@@ -24,9 +26,9 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = relu(self.bn1(x))
+        out = relu(self.bn1(x), inplace=True)
         shortcut = x if self.convShortcut is None else self.convShortcut(out)
-        return shortcut + self.conv2(relu(self.bn2(self.conv1(out))))
+        return self.conv2(relu(self.bn2(self.conv1(out)), inplace=True)).add_(shortcut)
 
 
 class _Stage(nn.Module):
@@ -61,4 +63,4 @@ class WideResNet(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         layers.require_side(x_BCHW, 4, "WideResNet")
         out = self.block3(self.block2(self.block1(self.conv1(self.normalise(x_BCHW)))))
-        return self.fc(relu(self.bn1(out)).mean((2, 3)))
+        return self.fc(relu(self.bn1(out), inplace=True).mean((2, 3)))
