@@ -102,7 +102,7 @@ def _epoch_cells(data: dict[str, Any]) -> list[tuple[str, int, str | None]]:
     rate, left = data.get("images_per_second"), data.get("eta_seconds")
     return [
         ("epoch", 7, f"{data['epoch']}/{data['epochs']}"),
-        ("loss", 6, f"{data['loss']:.4f}"),
+        ("loss", 7, f"{data['loss']:.4f}"),
         ("clean", 5, share("clean_accuracy")),
         ("adv.", 5, share("adversarial_accuracy")),
         ("held out", 8, share("validation_accuracy")),
@@ -209,7 +209,7 @@ def jobs_table(jobs: Sequence[dict[str, Any]]) -> Table:
 
 def recipes_table(recipes: Mapping[str, Named]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("recipe", overflow="fold")
+    table.add_column("recipe", no_wrap=True)  # to be copied
     table.add_column("clean", justify="right", no_wrap=True)
     table.add_column("AA", justify="right", no_wrap=True)
     table.add_column("what it does", overflow="fold")

@@ -159,7 +159,7 @@ def test_events_of_an_older_service_are_drawn_too(capsys: pytest.CaptureFixture[
         ]
         bars.follow(bars.add("natural-digits"), events)
     out = capsys.readouterr().out
-    assert "1/2  0.5000  90.0%" in out
+    assert "1/2   0.5000  90.0%" in out
     assert "trained: 90.0% clean" in out
     assert "weights of" not in out
 
