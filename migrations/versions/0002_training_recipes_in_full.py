@@ -62,7 +62,7 @@ def in_todays_words(recipe: dict[str, Any]) -> dict[str, Any] | None:
         **{field: value for field, value in recipe.items() if field != "ema_decay"},
         "averaging": None if decay is None else {"kind": "epoch-ema", "decay": decay},
         "augmentation": _CROP_FLIP if recipe.get("augmentation", "crop-flip") == "crop-flip" else None,
-        "model": {field: value for field, value in recipe["model"].items() if field != "activation"},
+        "model": _model(recipe["model"]),
         "optimizer": {**_OPTIMIZER, **recipe.get("optimizer", {})},
     }
     if recipe.get("attack") is not None:
@@ -70,6 +70,11 @@ def in_todays_words(recipe: dict[str, Any]) -> dict[str, Any] | None:
     if recipe["objective"]["kind"] == "natural":
         document["objective"] = {"label_smoothing": 0.0, **recipe["objective"]}
     return document
+
+
+def _model(model: dict[str, Any]) -> dict[str, Any]:
+    document = {field: value for field, value in model.items() if field != "activation"}
+    return {"normalisation": None, **document} if model["kind"] in {"wide-resnet", "preact-resnet"} else document
 
 
 def _fingerprint(recipe: dict[str, Any]) -> str:
