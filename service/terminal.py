@@ -154,8 +154,9 @@ def _remarks(result: dict[str, Any], title: str) -> list[str]:
 def _remarks_on_training(result: dict[str, Any], title: str) -> list[str]:
     """Which epoch's weights they are, what is out of the ordinary, and what a paper reports."""
     remarks = [f"[yellow]note:[/] {escape(note)}" for note in result.get("notes", ())]
-    if (epoch := result.get("selected_epoch")) is not None:
-        held_out, robust = result.get("validation_accuracy"), result.get("validation_robust_accuracy")
+    epoch, held_out = result.get("selected_epoch"), result.get("validation_accuracy")
+    if epoch is not None and (held_out is not None or epoch != result["epochs"]):
+        robust = result.get("validation_robust_accuracy")
         judged = "" if held_out is None else f": {held_out:.2%} on held-out images"
         under_pgd = "" if robust is None else f", {robust:.2%} under PGD"
         remarks.append(f"weights of epoch {epoch} of {result['epochs']}{judged}{under_pgd}")
