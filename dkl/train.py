@@ -33,7 +33,9 @@ def train(
     the update; DatasetError; CheckpointError where `last.pt` is damaged; ValueError where it is another recipe's;
     MemoryError where not even a single image fits.
     """
-    data, test = training_data(recipe, data_dir, device), datasets.load(recipe.dataset, "test", data_dir)
+    data = training_data(recipe, data_dir, device)
+    # Only one process judges the result; that the images are missing is to be known before the training.
+    test = datasets.load(recipe.dataset, "test", data_dir) if world.rank == 0 else None
     run = Run(recipe, data, device, world)
     files = _Files(workdir, writes=world.rank == 0)
     if (state := weights.load_state(files.last)) is not None:
@@ -53,7 +55,7 @@ def train(
     except GeneratorExit:
         files.keep(run)
         raise
-    if world.rank == 0:
+    if test is not None:
         yield Finished(result=_finish(run, files, workdir / "model.safetensors", test))
 
 

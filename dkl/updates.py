@@ -6,6 +6,7 @@ for AWP. A batch may pass in parts (`micro_batch`) and be shared by several proc
 Shapes: V views, B batch, C channels, H, W pixels, K classes. Rows of a batch with two views come view first.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -146,13 +147,13 @@ def update(
                 # Processes take the mean of their gradients.
                 torch.autograd.backward(part.share * world.size * loss)
             seen.add(part, loss, terms, nat_BK, adv_BK)
-            if has_prior(plan.objective):
-                assert nat_BK is not None
-                prior.update(nat_BK[: len(part.y_B)], part.y_B, world)
         result = seen.total(world)
-        if not torch.isfinite(torch.tensor(result.loss)):
+        if not math.isfinite(result.loss):
             raise FloatingPointError(f"loss is {result.loss}")
         optimizer.step()
+    if has_prior(plan.objective):  # at last, so that a batch that failed half-way can be tried again
+        for part, nat_BK in zip(parts, seen.clean, strict=True):
+            prior.update(nat_BK, part.y_B, world)
     return result
 
 
@@ -245,10 +246,14 @@ class _Seen:
     def __init__(self) -> None:
         self._names: list[str] = []
         self._sums: Tensor | None = None
+        self.clean: list[Tensor] = []
+        """Clean logits of each part's first view, where there are any."""
         self._natural = self._adversarial = False
 
     def add(self, part: _Part, loss: Tensor, terms: Terms, nat_BK: Tensor | None, adv_BK: Tensor | None) -> None:
         self._names = list(terms)
+        if nat_BK is not None:
+            self.clean.append(nat_BK[: len(part.y_B)].detach())
         self._natural, self._adversarial = nat_BK is not None, adv_BK is not None
         means = torch.stack([loss, *terms.values()]).detach().double() * part.share
         counts = torch.stack([_correct(logits_BK, part.y_B) for logits_BK in (nat_BK, adv_BK)])

@@ -216,3 +216,27 @@ def test_a_loss_that_is_not_finite_moves_nothing(name):
         update(Network(model, model, model), optimizer, ClassPrior(4, temperature=1.0), plan, batch)
     if attack is None:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_batch_that_failed_half_way_counts_once_when_it_is_tried_again():
+    """As where the second part of a batch no longer fits into memory."""
+    model, prior = Smooth(), ClassPrior(4, temperature=1.0)
+    passes = iter(range(100))
+
+    def forward(x):
+        if failing and next(passes) == 6:
+            raise torch.OutOfMemoryError("no room")
+        return model(x)
+
+    x = torch.rand(1, 4, 3, 2, 2, dtype=torch.float64)
+    plan = Plan(IKL(), PGD(loss="kl", steps=1), ThreatModel(norm="Linf", eps=0.1), None, True)
+    batch = Batch(x, torch.arange(4), torch.zeros_like(x))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    failing = True
+    with pytest.raises(torch.OutOfMemoryError):
+        update(Network(model, forward, forward), optimizer, prior, plan, batch, micro_batch=2)
+    failing = False
+    update(Network(model, forward, forward), optimizer, prior, plan, batch, micro_batch=1)
+    once = ClassPrior(4, temperature=1.0)
+    once.update(model(x[0]), batch.y_B)
+    torch.testing.assert_close(prior.state_dict(), once.state_dict())
