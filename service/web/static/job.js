@@ -130,7 +130,7 @@ function build(panel, all, last) {
       axes: [
         { ...axis, grid, ticks: grid, label: last && !narrow ? "epoch" : undefined, size: 30, labelGap: 0, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] },
         { ...axis, grid, ticks: grid, scale: "left", label: narrow ? undefined : panel.label, size: 52, space: 26, values: panel.ticks ? (_, values) => values.map(panel.ticks) : undefined },
-        { ...axis, grid: { show: false }, ticks: grid, scale: "right", side: 1, label: narrow ? undefined : "eps", size: 36, space: 26, show: right(panel.lines) },
+        { ...axis, grid: { show: false }, ticks: grid, scale: "right", side: 1, label: narrow ? undefined : "eps", size: 44, space: 26, show: right(panel.lines) },
       ],
       legend: { markers: { dash: (plot, line) => (plot.series[line].dash ? "dashed" : "solid") } },
       cursor: { y: false, sync: { key: "epochs" } },
