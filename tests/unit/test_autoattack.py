@@ -284,7 +284,8 @@ def test_the_random_generator_stays_the_callers(model):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_callers_random_numbers_do_not_reach_the_attack():
+def test_the_callers_random_numbers_do_not_reach_the_attack(monkeypatch):
+    monkeypatch.setattr("dkl.attacks.turns.SECONDS_PER_TURN", 0.01)  # else a fast machine has one turn only
     attack = one({"kind": "square", "queries": 1200})
     seen = []
     for disturb in (lambda: None, lambda: torch.manual_seed(0)):
