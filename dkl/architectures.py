@@ -95,6 +95,17 @@ Model = Annotated[
 ]
 
 
+def normalisation_of(model: Model) -> Normalisation | None:
+    """What the network does to pixels first; None where it takes them as they are."""
+    match model:
+        case CNN() | ResNet():
+            return None
+        case PreActResNet() | WideResNet() | SwishWideResNet() | TimmModel():
+            return model.normalisation
+        case _:
+            assert_never(model)
+
+
 def show_model(model: Model) -> str:
     """The architecture's name as tables print it: "WRN-34-10", "PreActResNet-18"."""
     match model:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dkl import architectures, documents, models
+from dkl import architectures, models
 from dkl.preprocessing import show_normalisation
 from dkl.weights import CheckpointError, State
 
@@ -121,7 +121,7 @@ def _on_normalisation(
     path: Path, architecture: architectures.Model, found: Normalisation | None, unknown_layer: bool
 ) -> list[str]:
     """Notes for a network that does not normalise; CheckpointError where ours would do it otherwise or twice."""
-    ours = _own(architecture)
+    ours = architectures.normalisation_of(architecture)
     if ours is not None and unknown_layer:
         raise CheckpointError(
             f"{path} has a layer before the network whose constants are not in the file, most likely a second "
@@ -143,15 +143,6 @@ def _on_normalisation(
     return []
 
 
-def _own(architecture: architectures.Model) -> documents.Normalisation | None:
-    """What a network of this architecture does to its input first."""
-    match architecture:
-        case architectures.SwishWideResNet() | architectures.TimmModel():
-            return architecture.normalisation
-        case _:
-            return None
-
-
 def _same(a: Normalisation, b: Normalisation) -> bool:
     pairs = zip(a.mean + a.std, b.mean + b.std, strict=False)
     return len(a.mean) == len(b.mean) and all(abs(x - y) <= _SAME for x, y in pairs)
@@ -165,7 +156,7 @@ def sizes(state: State, architecture: architectures.Model) -> tuple[int, int]:
 
     They are read off the first weight whose shape depends on them.
     """
-    own = _own(architecture)
+    own = architectures.normalisation_of(architecture)
     channels = len(own.mean) if own else 1
     small = _shapes(architecture, channels, 1)
     classes = _multiple(state, small, _shapes(architecture, channels, 2)) or 10

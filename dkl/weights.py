@@ -130,7 +130,7 @@ def load_checkpoint(path: Path) -> LoadedModel:
 
 def _normalisation(architecture: architectures.Model) -> str:
     """What the network does to pixels itself, in words."""
-    normalisation = getattr(architecture, "normalisation", None)
+    normalisation = architectures.normalisation_of(architecture)
     return "none" if normalisation is None else show_normalisation(normalisation.mean, normalisation.std)
 
 

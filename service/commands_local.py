@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from pydantic import TypeAdapter, ValidationError
+from rich.markup import escape
 
 from dkl.architectures import Model
 from dkl.catalog import RECIPES
@@ -105,8 +106,10 @@ def convert(
     network, trained_on = _architecture(architecture), check_name(dataset)
     from dkl.foreign import convert as convert_weights  # torch: seconds that a mistyped word should not cost
 
-    sha256 = convert_weights(source, target, architecture=network, dataset=trained_on, entry=entry)
-    console.print(f"{target} is a checkpoint with sha256 {sha256}")
+    sha256, notes = convert_weights(source, target, architecture=network, dataset=trained_on, entry=entry)
+    console.print(f"{target} is a checkpoint with sha256 {sha256}", soft_wrap=True)
+    for note in notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
 
 def _architecture(text: str) -> Model:

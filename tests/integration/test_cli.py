@@ -102,13 +102,19 @@ def test_weights_of_others_are_converted_and_judged(settings: Settings, tmp_path
     from dkl.models import build
 
     theirs = build(CNN(width=4), channels=1, classes=10).state_dict()
+    theirs |= {"mean": torch.tensor([0.5]), "std": torch.tensor([0.25])}
     torch.save({"state_dict": {f"module.{name}": w for name, w in theirs.items()}}, tmp_path / "theirs.pt")
     converted = dklbench(
         "convert", "theirs.pt", "ours.safetensors",
         "--architecture", '{"kind": "cnn", "width": 4}', "--dataset", "digits", settings=settings, cwd=tmp_path,
     )  # fmt: skip
     assert converted.returncode == 0, converted.stderr
-    assert "is a checkpoint with sha256" in converted.stdout
+    assert re.search(r"ours.safetensors is a checkpoint with sha256 [0-9a-f]{64}\n", converted.stdout)
+    assert (
+        """note: these weights are for normalised pixels; evaluate them with \
+'model.preprocessing={"mean": [0.5], "std": [0.25]}'"""
+        in converted.stdout
+    )
     judged = dklbench(
         "evaluate", "autoattack-digits-linf", "images=8", 'suite=[{"kind": "apgd-ce", "steps": 2}]',
         "--checkpoint", "ours.safetensors", 'model.preprocessing={"mean": [0.5], "std": [0.25]}',

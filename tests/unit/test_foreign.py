@@ -244,16 +244,23 @@ def test_normalisation_in_the_file_is_said(
     assert not kept(no_change, tmp_path, architecture).notes
 
 
-def test_normalisation_in_the_file_is_compared_with_our_own(tmp_path: Path) -> None:
-    network = drawn(SWISH)
+@pytest.mark.parametrize(
+    "architecture",
+    [SWISH, WIDE.model_copy(update={"normalisation": CIFAR10}), PreActResNet(width=2, normalisation=CIFAR10)],
+    ids=lambda architecture: architecture.kind,
+)
+def test_normalisation_in_the_file_is_compared_with_our_own(
+    architecture: architectures.Model, tmp_path: Path
+) -> None:
+    network = drawn(architecture)
     state = {"mean": MU[0], "std": SIGMA[0], **network.state_dict()}
-    assert not kept(state, tmp_path, SWISH).notes
+    assert not kept(state, tmp_path, architecture).notes
     assert_kept(network, tmp_path)
     with pytest.raises(
         CheckpointError,
         match=r"std \(0.2023, 0.2435, 0.2616\), the architecture says .* std \(0.2471, .*; write the former into",
     ):
-        kept({**state, "std": torch.tensor([0.2023, 0.2435, 0.2616])}, tmp_path, SWISH)
+        kept({**state, "std": torch.tensor([0.2023, 0.2435, 0.2616])}, tmp_path, architecture)
 
 
 def test_half_a_normalisation_is_none(tmp_path: Path) -> None:
