@@ -6,6 +6,7 @@ without the ones before it, so an interrupted epoch goes on where it stopped.
 Shapes: V views (1 or 2), B images of a batch, C channels, H, W pixels.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -52,7 +53,7 @@ class ResidentRows:
         self.seed = seed
 
     def __len__(self) -> int:
-        return _ceil(len(self.labels), self.batch_size)
+        return math.ceil(len(self.labels) / self.batch_size)
 
     def rows(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         chosen = order(len(self.labels), self.seed, epoch)[index * self.batch_size : (index + 1) * self.batch_size]
@@ -88,7 +89,7 @@ class MixedRows:
         self.images, self.labels = on_device(arrays, device)
         self.real = batch_size - drawn
         self.seed = seed
-        self._batches = _ceil(images, batch_size)
+        self._batches = math.ceil(images / batch_size)
         self.generated = GeneratedRows(generated, count=drawn, batches=self._batches, seed=seed, device=device)
 
     def __len__(self) -> int:
@@ -109,10 +110,6 @@ class MixedRows:
         first, last = start // count, (start + self.real - 1) // count
         way = torch.cat([order(count, self.seed, epoch, turn) for turn in range(first, last + 1)])
         return way[start - first * count :][: self.real]
-
-
-def _ceil(images: int, batch_size: int) -> int:
-    return (images + batch_size - 1) // batch_size
 
 
 # --- batches ----------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class FolderRows:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return (len(self.folder.labels) + self.batch_size - 1) // self.batch_size
+        return math.ceil(len(self.folder.labels) / self.batch_size)
 
     def rows(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """Pictures as uint8 (V, B, 3, SIDE, SIDE) and labels as int64 (B,), on the device."""

@@ -237,8 +237,7 @@ class Run:
 
     def result_state(self) -> State:
         """The weights that would be the result if the run ended here."""
-        own = self.model.state_dict()
-        return self.average.state(self.model) if self.average else own
+        return self.average.state(self.model) if self.average else self.model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         return {

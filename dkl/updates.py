@@ -126,7 +126,7 @@ def update(
     def loss_of(part: _Part, x_adv_BCHW: Tensor | None) -> Tensor:
         nat_BK, adv_BK = _logits(network.forward, plan, part.x_BCHW, x_adv_BCHW)
         terms = _terms(plan, nat_BK, adv_BK, part, normaliser, view_weights=(1 / views,) * views)
-        return part.share * sum(terms.values(), start=torch.zeros((), device=part.x_BCHW.device))
+        return part.share * _total(terms)
 
     perturbation: AbstractContextManager[None] = nullcontext()
     if plan.awp is not None:
@@ -143,7 +143,7 @@ def update(
             with nullcontext() if last else network.accumulating():
                 nat_BK, adv_BK = _logits(network.shared_forward, plan, part.x_BCHW, x_adv_BCHW)
                 terms = _terms(plan, nat_BK, adv_BK, part, normaliser, view_weights=plan.view_weights)
-                loss = sum(terms.values(), start=torch.zeros((), device=part.x_BCHW.device))
+                loss = _total(terms)
                 # Processes take the mean of their gradients.
                 torch.autograd.backward(part.share * world.size * loss)
             seen.add(part, loss, terms, nat_BK, adv_BK)
@@ -162,7 +162,7 @@ def _parts(batch: Batch, plan: Plan, prior: ClassPrior, world: World, micro_batc
     total = len(batch.y_B)
     own = world.share(total)
     count = own.stop - own.start
-    parts = -(-count // (micro_batch or count))
+    parts = math.ceil(count / (micro_batch or count))
     for index in range(parts):
         rows = slice(own.start + count * index // parts, own.start + count * (index + 1) // parts)
         y_B = batch.y_B[rows]
@@ -238,6 +238,11 @@ def _terms(
         for name, term in robust.items():
             terms[name] = weight * term if name not in terms else terms[name] + weight * term
     return terms
+
+
+def _total(terms: Terms) -> Tensor:
+    first, *others = terms.values()
+    return sum(others, start=first)
 
 
 class _Seen:
