@@ -2,8 +2,9 @@
 
 from alembic import context
 
-from service.db import Base, connect
+from service.db import connect
 from service.settings import settings
+from service.tables import Base
 
 
 def _run(connection) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dkl.catalog import RECIPES, Named, Published
-from service.db import Job
+from service.tables import Job
 from service.wording import fields
 
 _NO_CHANGE = {"seed", "precision", "compile", "processes"}

@@ -1,4 +1,7 @@
-"""How workers learn that a job is ready. A message is only a job id, and losing one is harmless."""
+"""How workers learn that there is something to do. A message is only a job id, and losing one is harmless.
+
+It is a knock at the door of a queue: whoever hears it asks the ledger which job to take.
+"""
 
 import logging
 from functools import cache
@@ -8,23 +11,22 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 
-from service import jobs
+from service import healing
 from service.settings import Settings
 
 TASK = "dklbench.run_job"
-QUEUE = "gpu"
 _log = logging.getLogger(__name__)
 
 
 class Queue(Protocol):
-    def send(self, job_id: str) -> None:
-        """Tell the workers that a job is ready."""
+    def send(self, job_id: str, queue: str) -> None:
+        """Tell the workers of `queue` that a job is ready."""
 
 
 class LedgerQueue:
     """Embedded workers poll the ledger: there is nobody to tell."""
 
-    def send(self, job_id: str) -> None:
+    def send(self, job_id: str, queue: str) -> None:
         return
 
 
@@ -39,8 +41,8 @@ class CeleryQueue:
             task_ignore_result=True,
         )
 
-    def send(self, job_id: str) -> None:
-        self._app.send_task(TASK, args=[job_id], queue=QUEUE, retry=False)
+    def send(self, job_id: str, queue: str) -> None:
+        self._app.send_task(TASK, args=[job_id], queue=queue, retry=False)
 
     def close(self) -> None:
         self._app.close()
@@ -54,8 +56,11 @@ def queue_for(settings: Settings) -> Queue:
 def ring(db: Engine, settings: Settings) -> None:
     """Announce every ready job that the workers have not heard of. What cannot be sent now is sent later."""
     queue = queue_for(settings)
-    for job_id in jobs.take_unsent(db, resend_seconds=settings.resend_seconds):
+    messages = healing.take_unsent(
+        db, resend_seconds=settings.resend_seconds, lease_seconds=settings.lease_seconds
+    )
+    for job_id, name in messages:
         try:
-            queue.send(job_id)
+            queue.send(job_id, name)
         except (OperationalError, OSError) as error:
             _log.warning("the broker did not take job %s (%s); it will be told again", job_id, error)

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from dkl.documents import show_pixels
-from service.db import Job, JobEvent
+from service.tables import Job, JobEvent
 
 _EPOCH: dict[str, Any] = {
     "terms": {},

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from dkl.datasets import DATASETS
 from dkl.documents import show_pixels
 from dkl.intervals import wilson_interval
-from service.db import Job, JobEvent
-from service.leaderboard import show_suite
+from service.rows import show_suite
+from service.tables import Job, JobEvent
 
 Interval = tuple[float, float]
 

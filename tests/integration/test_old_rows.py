@@ -8,10 +8,11 @@ from samples import EPOCH, TRAIN, TRAINED
 from sqlalchemy import Engine, select, update
 from starlette.testclient import TestClient
 
-from service import jobs
+from service import claims, jobs
 from service.app import create_app
-from service.db import Job, JobEvent, writing
+from service.db import writing
 from service.settings import Settings
+from service.tables import Job, JobEvent
 
 NEW_OF_EPOCH = ("terms", "validation_accuracy", "validation_robust_accuracy", "images_per_second", "eta_seconds")
 NEW_OF_RESULT = ("selected_epoch", "validation_accuracy", "validation_robust_accuracy", "notes", "provenance")
@@ -31,10 +32,10 @@ def without(document: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 def old_job(db: Engine) -> Job:
     """A training that succeeded before epochs and results said as much as today."""
     job = jobs.create(db, TRAIN, name="natural-digits")
-    claim = jobs.claim(db, job.id, worker="w", lease_seconds=60)
+    claim = claims.claim(db, job.id, worker="w", lease_seconds=60)
     assert claim is not None
-    jobs.append(db, claim, EPOCH)
-    jobs.finish(db, claim, TRAINED)
+    claims.append(db, claim, EPOCH)
+    claims.finish(db, claim, TRAINED)
     with writing(db) as session:
         result = without(TRAINED.result.model_dump(mode="json"), NEW_OF_RESULT)
         session.execute(update(Job).where(Job.id == job.id).values(result=result))
