@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dkl.augment import augment
+from dkl.data_hash import of_arrays, of_folder, of_mixture
 from dkl.datasets import Arrays, Folder, is_folder, load, open_folder, read_pictures
 from dkl.draws import Draw, generator, order
 from dkl.folders import FolderRows, on_crops
@@ -162,6 +163,8 @@ class TrainingData:
     classes: int
     smallest_batch: int
     """Images of the batch that holds what is left of an epoch, views not counted twice."""
+    sha256: str
+    """Of all images that the batches come from, and their labels; see dkl/data_hash.py."""
 
 
 def training_data(recipe: Train, data_dir: Path, device: str | torch.device) -> TrainingData:
@@ -174,11 +177,9 @@ def training_data(recipe: Train, data_dir: Path, device: str | torch.device) -> 
         return _from_folder(recipe, open_folder(recipe.dataset, "train", data_dir), device)
     arrays = load(recipe.dataset, "train", data_dir)
     count, held_out = _counts(recipe, len(arrays.labels))
-    batches = Batches(
-        _rows(recipe, _part(arrays, held_out, count), count, data_dir, device),
-        augmentations=_augmentations(recipe),
-        seed=recipe.seed,
-    )
+    learnt_from = _part(arrays, held_out, count)
+    rows, sha256 = _rows(recipe, learnt_from, count, data_dir, device)
+    batches = Batches(rows, augmentations=_augmentations(recipe), seed=recipe.seed)
     validation = _part(arrays, 0, held_out) if held_out else None
     return TrainingData(
         batches,
@@ -186,6 +187,7 @@ def training_data(recipe: Train, data_dir: Path, device: str | torch.device) -> 
         channels=arrays.images.shape[3],
         classes=arrays.classes,
         smallest_batch=recipe.batch_size if recipe.generated else _rest(count - held_out, recipe.batch_size),
+        sha256=sha256,
     )
 
 
@@ -193,18 +195,24 @@ def _rest(images: int, batch_size: int) -> int:
     return images % batch_size or min(images, batch_size)
 
 
-def _rows(recipe: Train, arrays: Arrays, images: int, data_dir: Path, device: str | torch.device) -> Rows:
+def _rows(
+    recipe: Train, arrays: Arrays, images: int, data_dir: Path, device: str | torch.device
+) -> tuple[Rows, str]:
+    """What the batches show, and the sha256 of it all."""
     if recipe.generated is None:
-        return ResidentRows(arrays, batch_size=recipe.batch_size, seed=recipe.seed, device=device)
-    return MixedRows(
+        rows = ResidentRows(arrays, batch_size=recipe.batch_size, seed=recipe.seed, device=device)
+        return rows, of_arrays(arrays)
+    generated = open_generated(data_dir, recipe.generated.file, real=arrays)
+    mixed = MixedRows(
         arrays,
-        open_generated(data_dir, recipe.generated.file, real=arrays),
+        generated,
         images=images,
         fraction=recipe.generated.fraction,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         device=device,
     )
+    return mixed, of_mixture(arrays, generated)
 
 
 def _from_folder(recipe: Train, folder: Folder, device: str | torch.device) -> TrainingData:
@@ -214,8 +222,9 @@ def _from_folder(recipe: Train, folder: Folder, device: str | torch.device) -> T
             f"{recipe.dataset}; leave generated out"
         )
     count, held_out = _counts(recipe, len(folder.labels))
+    learnt_from = folder.part(held_out, count)
     rows = FolderRows(
-        folder.part(held_out, count),
+        learnt_from,
         batch_size=recipe.batch_size,
         augmentations=_augmentations(recipe),
         seed=recipe.seed,
@@ -229,6 +238,7 @@ def _from_folder(recipe: Train, folder: Folder, device: str | torch.device) -> T
         channels=3,
         classes=len(folder.class_names),
         smallest_batch=_rest(count - held_out, recipe.batch_size),
+        sha256=of_folder(learnt_from),
     )
 
 

@@ -4,28 +4,28 @@ A pass is all test images under one corruption at one severity. A pass is the un
 work directory once it is done.
 """
 
+import hashlib
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from dkl.batches import as_pixels
 from dkl.corrupted import Corrupted, Images, corrupted_images
 from dkl.datasets import Arrays, load
-from dkl.events import CorruptionAccuracies, CorruptionDone, CorruptionsResult, Finished, Progress
-from dkl.files import replacing
+from dkl.events import Adjusted, CorruptionAccuracies, CorruptionDone, CorruptionsResult, Finished, Progress
 from dkl.fit import require_fit
 from dkl.intervals import wilson_interval
+from dkl.memory import Room, required
+from dkl.passes import Flags, Pass, Passed, PassShelf
 from dkl.preflight import inspect
-from dkl.protocols import Corruption, EvaluateCorruptions, Severity
+from dkl.protocols import EvaluateCorruptions
+from dkl.provenance import provenance
 from dkl.recipes import fingerprint
 from dkl.summary import say_once
 from dkl.verify import classify
@@ -34,27 +34,22 @@ from dkl.weights import LoadedModel
 INSPECTED = 32
 """Images that the model is looked at with first."""
 
-Flags = NDArray[np.bool_]
-"""(N,): per image, whether it was classified correctly, with finite logits."""
-
 
 def evaluate_corruptions(
     recipe: EvaluateCorruptions, loaded: LoadedModel, workdir: Path, *, device: str, data_dir: Path
-) -> Iterator[Progress | CorruptionDone | Finished]:
+) -> Iterator[Progress | Adjusted | CorruptionDone | Finished]:
     """Judge `loaded` as `recipe` says; the last event is Finished.
 
     Passes that `workdir` holds already are said again and not computed again. The model is moved to `device`, and
     its parameters lose their gradients. Raises ValueError where recipe, model, data and work directory do not fit,
-    DatasetError where corrupted images are missing.
+    DatasetError where corrupted images are missing, MemoryError where the memory does not suffice for one image.
     """
     arrays = load(recipe.dataset, "test", data_dir)
-    images = _count(recipe, len(arrays.labels))
+    _count(recipe, len(arrays.labels))
     require_fit(recipe.dataset, loaded, arrays)
     corrupted = corrupted_images(recipe, arrays, data_dir)
-    loaded.model.to(device).eval().requires_grad_(False)
-    yield from _Task(recipe, loaded, arrays, images, corrupted, torch.device(device)).run(
-        _Shelf(workdir, recipe=fingerprint(recipe), checkpoint=loaded.sha256)
-    )
+    task = _Task(recipe, loaded, arrays, corrupted, device)
+    yield from task.run(PassShelf(workdir, recipe=fingerprint(recipe), checkpoint=loaded.sha256))
 
 
 def _count(recipe: EvaluateCorruptions, there: int) -> int:
@@ -66,65 +61,63 @@ def _count(recipe: EvaluateCorruptions, there: int) -> int:
 
 # --- the passes -------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class _Pass:
-    """All images under one corruption at one severity."""
-
-    corruption: Corruption | Literal["clean"]
-    severity: Severity | Literal[0]
-    """0 for the clean pass."""
+_CLEAN = Pass("clean", 0)
 
 
-_CLEAN = _Pass("clean", 0)
-
-
-@dataclass(frozen=True)
 class _Task:
     """One model under all corruptions that were asked for."""
 
-    recipe: EvaluateCorruptions
-    loaded: LoadedModel
-    arrays: Arrays
-    """The whole clean test split."""
-    images: int
-    """How many of its first images count."""
-    corrupted: Corrupted
-    device: torch.device
+    def __init__(
+        self, recipe: EvaluateCorruptions, loaded: LoadedModel, arrays: Arrays, corrupted: Corrupted, device: str
+    ) -> None:
+        """`arrays` is the whole clean test split."""
+        self.recipe, self.loaded, self.arrays, self.corrupted = recipe, loaded, arrays, corrupted
+        self.images = _count(recipe, len(arrays.labels))
+        self.device = torch.device(device)
+        self.room = Room(recipe.batch_size)
+        with required("the model"):
+            self.model = loaded.model.to(device).eval().requires_grad_(False)
 
-    def run(self, shelf: "_Shelf") -> Iterator[Progress | CorruptionDone | Finished]:
+    def run(self, shelf: PassShelf) -> Iterator[Progress | Adjusted | CorruptionDone | Finished]:
         passes = [
             _CLEAN,
-            *(_Pass(corruption, s) for corruption in self.recipe.corruptions for s in self.recipe.severities),
+            *(Pass(corruption, s) for corruption in self.recipe.corruptions for s in self.recipe.severities),
         ]
-        done: dict[_Pass, tuple[CorruptionDone, Flags]] = {}
+        done: dict[Pass, Passed] = {}
         for each in passes:
             if found := shelf.read(each):
                 done[each] = found
-                yield found[0]
+                yield from found.adjusted
+                yield found.event
         warnings = self._inspect()
         for each in [each for each in passes if each not in done]:
-            done[each] = yield from self._judge(each, behind=len(done), passes=len(passes))
-            shelf.write(each, *done[each])
-            yield done[each][0]
+            done[each] = found = yield from self._judge(each, behind=len(done), passes=len(passes))
+            shelf.write(each, found)
+            yield from found.adjusted
+            yield found.event
         yield Finished(result=self._result(done, warnings))
 
     def _inspect(self) -> tuple[str, ...]:
         """What is wrong with the model as a function of images, before time is spent on it."""
-        where = range(min(INSPECTED, self.images))
-        x, y = self._batch(_CLEAN, where)
-        return inspect(self.loaded.model, x, y, classes=self.loaded.classes, needs_gradient=False)
 
-    def _judge(
-        self, which: _Pass, *, behind: int, passes: int
-    ) -> Generator[Progress, None, tuple[CorruptionDone, Flags]]:
+        def look(count: int) -> tuple[str, ...]:
+            x, y = self._on_device(self._read(_CLEAN, range(count)), range(count))
+            return inspect(self.model, x, y, classes=self.loaded.classes, needs_gradient=False)
+
+        return self.room.fitting(min(INSPECTED, self.images), "the first look at the model", look)
+
+    def _judge(self, which: Pass, *, behind: int, passes: int) -> Generator[Progress, None, Passed]:
         right, not_finite, started = np.zeros(self.images, np.bool_), 0, perf_counter()
-        for first in range(0, self.images, self.recipe.batch_size):
-            where = range(first, min(first + self.recipe.batch_size, self.images))
-            correct, finite = self._classify(which, where)
-            right[where.start : where.stop] = (correct & finite).cpu().numpy()
+        seen, done = hashlib.sha256(), 0
+        while done < self.images:
+            images = self._read(which, range(done, min(done + self.room.images, self.images)))
+            judge = partial(self._classify, images, done)
+            correct, finite = self.room.fitting(len(images), which.title, judge)
+            right[done : done + len(correct)] = (correct & finite).cpu().numpy()
             not_finite += int((~finite).sum())
-            yield self._progress(which, behind * self.images + where.stop, passes, where.stop, started)
+            seen.update(np.ascontiguousarray(images[: len(correct)]).data)
+            done += len(correct)
+            yield self._progress(which, behind * self.images + done, passes, done, started)
         event = CorruptionDone(
             corruption=which.corruption,
             severity=which.severity,
@@ -133,42 +126,44 @@ class _Task:
             not_finite=not_finite,
             seconds=perf_counter() - started,
         )
-        return event, right
+        return Passed(event, right, seen.hexdigest(), self.room.take_adjusted())
 
-    def _classify(self, which: _Pass, where: range) -> tuple[Tensor, Tensor]:
-        """Whether each answer is right, and whether it is finite. A random model answers the same way again."""
-        x, y = self._batch(which, where)
+    def _classify(self, images: Images, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Whether each answer on the first `count` of `images` is right, and whether it is finite.
+
+        A random model answers the same way again.
+        """
+        x, y = self._on_device(images[:count], range(first, first + count))
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, where.start)).generate_state(1)[0]))
-            return classify(self.loaded.model, x, y)
+            torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, first)).generate_state(1)[0]))
+            return classify(self.model, x, y)
 
-    def _batch(self, which: _Pass, where: range) -> tuple[Tensor, Tensor]:
-        """x in [0, 1], shape (B, C, H, W), and y (B,), on the device."""
-        images = torch.from_numpy(self._read(which, where)).to(self.device)
+    def _on_device(self, images: Images, where: range) -> tuple[Tensor, Tensor]:
+        """x in [0, 1], shape (B, C, H, W), and y (B,)."""
+        x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).contiguous()
         labels = torch.from_numpy(self.arrays.labels[where.start : where.stop]).to(self.device)
-        return as_pixels(images.permute(0, 3, 1, 2).contiguous()), labels
+        return as_pixels(x), labels
 
-    def _read(self, which: _Pass, where: range) -> Images:
+    def _read(self, which: Pass, where: range) -> Images:
         if which.corruption == "clean" or which.severity == 0:
             return self.arrays.images[where.start : where.stop]
         return self.corrupted.read(which.corruption, which.severity, where)
 
-    def _progress(self, which: _Pass, done: int, passes: int, images: int, started: float) -> Progress:
+    def _progress(self, which: Pass, done: int, passes: int, images: int, started: float) -> Progress:
         rate = images / (perf_counter() - started)
         total = passes * self.images
-        severity = f", severity {which.severity}" if which.severity else ""
-        phase = f"{which.corruption.replace('_', ' ')}{severity}"
-        return Progress(phase=phase, done=done, total=total, rate=rate, eta_seconds=(total - done) / rate)
+        return Progress(phase=which.title, done=done, total=total, rate=rate, eta_seconds=(total - done) / rate)
 
-    def _result(self, done: dict[_Pass, tuple[CorruptionDone, Flags]], look: Sequence[str]) -> CorruptionsResult:
+    def _result(self, done: dict[Pass, Passed], look: Sequence[str]) -> CorruptionsResult:
         severities = self.recipe.severities
-        rows = [[done[_Pass(name, s)][0].accuracy for s in severities] for name in self.recipe.corruptions]
+        rows = [[done[Pass(name, s)].event.accuracy for s in severities] for name in self.recipe.corruptions]
         table = tuple(
             CorruptionAccuracies(corruption=name, accuracies=tuple(row), mean=fmean(row))
             for name, row in zip(self.recipe.corruptions, rows, strict=True)
         )
-        right = np.stack([flags for which, (_, flags) in done.items() if which != _CLEAN])
-        clean, events = done[_CLEAN][1], [event for event, _ in done.values()]
+        right = np.stack([passed.right for which, passed in done.items() if which != _CLEAN])
+        clean, events = done[_CLEAN].right, [passed.event for passed in done.values()]
+        adjusted = {each.key: each.sentence for passed in done.values() for each in passed.adjusted}
         return CorruptionsResult(
             images=self.images,
             clean_accuracy=float(clean.mean()),
@@ -178,13 +173,26 @@ class _Task:
             severities=severities,
             table=table,
             source=self.corrupted.title,
-            notes=(*self.loaded.notes, *self.corrupted.notes),
+            notes=(*self.loaded.notes, *self.corrupted.notes, *adjusted.values()),
             warnings=say_once([*look, *map(_not_finite, filter(lambda event: event.not_finite, events))]),
             checkpoint_sha256=self.loaded.sha256,
             architecture=self.loaded.architecture,
             preprocessing=self.loaded.preprocessing,
+            provenance=provenance(
+                self.recipe,
+                str(self.device),
+                dataset_sha256=self._data_sha256(done),
+                checkpoint_sha256=self.loaded.sha256,
+            ),
             seconds=sum(event.seconds for event in events),
         )
+
+    def _data_sha256(self, done: dict[Pass, Passed]) -> str:
+        """Of the labels, and of the images in every pass, in the order of the passes' names."""
+        digest = hashlib.sha256(self.arrays.labels[: self.images].astype("<i8").tobytes())
+        for _, passed in sorted(done.items()):
+            digest.update(passed.images_sha256.encode())
+        return digest.hexdigest()
 
 
 def _not_finite(event: CorruptionDone) -> str:
@@ -209,52 +217,3 @@ def clustered_interval(right: Flags) -> tuple[float, float]:
     variance = float(means.var(ddof=1)) / images if images > 1 else 0.0
     trials = min(max(p * (1 - p) / variance, images), images * passes) if variance else images
     return wilson_interval(p * trials, trials)
-
-
-# --- passes that are done ---------------------------------------------------------------------------------
-
-
-class _StoredPass(BaseModel):
-    """A file in the work directory: what a pass found, and of which question."""
-
-    recipe: str
-    checkpoint: str
-    event: CorruptionDone
-    right: str
-    """One character per image: "1" right, "0" wrong."""
-
-
-@dataclass(frozen=True)
-class _Shelf:
-    """The finished passes of one question in a work directory."""
-
-    workdir: Path
-    recipe: str
-    """Its fingerprint."""
-    checkpoint: str
-    """Its sha256."""
-
-    def read(self, which: _Pass) -> tuple[CorruptionDone, Flags] | None:
-        """The finished pass, None if there is none; ValueError if it answers another question."""
-        path = self._path(which)
-        if not path.exists():
-            return None
-        try:
-            stored = _StoredPass.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise ValueError(f"{path} is damaged; delete it to judge its images again") from error
-        if (stored.recipe, stored.checkpoint) != (self.recipe, self.checkpoint):
-            raise ValueError(
-                f"{path} holds answers to another recipe or of another checkpoint; use another work directory or "
-                "empty this one"
-            )
-        return stored.event, np.array([flag == "1" for flag in stored.right])
-
-    def write(self, which: _Pass, event: CorruptionDone, right: Flags) -> None:
-        flags = "".join("1" if flag else "0" for flag in right)
-        stored = _StoredPass(recipe=self.recipe, checkpoint=self.checkpoint, event=event, right=flags)
-        with replacing(self._path(which)) as file:
-            file.write(stored.model_dump_json().encode())
-
-    def _path(self, which: _Pass) -> Path:
-        return self.workdir / f"corruption-{which.corruption}-{which.severity}.json"

@@ -79,7 +79,8 @@ class Adjusted(_Event):
     sentence: str
     """What happened and what was done, for people."""
     micro_batch: int
-    """Images that pass the network at once from now on; gradients are summed up to the recipe's batch."""
+    """Images that pass the network at once from now on; in training, gradients are summed up to the recipe's
+    batch."""
 
     @property
     def key(self) -> str:
@@ -138,7 +139,21 @@ class Provenance(BaseModel):
     """The whole document, defaults included."""
     fingerprint: str
     seed: int
+    dataset_sha256: str | None
+    """Of the images that were used, and of their labels: for training, of those that the model learns from. Absent
+    for an import, which looks at none."""
+    checkpoint_sha256: str
+    """The model's file: the one that was judged, or that the training or the import left."""
     device: str
+    """"NVIDIA H200", "cpu"; several with commas, where several shared the work."""
+    driver: dict[str, str] | None
+    """Versions of the GPU's software: "nvidia" of the driver, "cuda" of the runtime, "cudnn"; absent on a CPU."""
+    flags: dict[str, bool | str]
+    """Settings of torch on which rounding depends, as they were."""
+    platform: str
+    """Operating system and kind of processor."""
+    processor: str
+    """What the processor is called."""
     versions: dict[str, str]
     commit: str | None
 
@@ -163,6 +178,24 @@ class TrainResult(BaseModel):
     provenance: Provenance
     seconds: float
     """Training time over all attempts."""
+
+
+class ImportResult(BaseModel):
+    """An upload was taken in as a checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["import"] = "import"
+    checkpoint_sha256: str
+    """The file `model.safetensors` in the work directory."""
+    parameters: int
+    source_sha256: str
+    """The file that was uploaded."""
+    format: Literal["safetensors", "pt"]
+    """What that was: safetensors, or written by torch.save."""
+    notes: tuple[str, ...]
+    """What the user of the checkpoint has to know: what was converted or left out, how pixels were normalised."""
+    provenance: Provenance
 
 
 class StageResult(BaseModel):
@@ -215,7 +248,7 @@ class EvaluateResult(BaseModel):
     precision: str
     """Of the search: "float32", "float16", "bfloat16". Verdicts are float32 always."""
     notes: tuple[str, ...]
-    """How the suite was adapted to this model, and what the policy decided on the way."""
+    """How the suite was adapted to this model, what the policy decided on the way, and where memory was full."""
     could_still_break: float | None
     """Policy audited: with 95 % confidence the whole suite would have broken no more than this fraction of all
     images beside those counted; absent for other policies, and where all images got the whole suite."""
@@ -231,6 +264,7 @@ class EvaluateResult(BaseModel):
     """What the model does to pixels in [0, 1] first; "none" where it takes them as they are."""
     evidence_sha256: str
     """The file `evidence.safetensors`: per image what broke it, and the adversarial images."""
+    provenance: Provenance
     seconds: float
 
 
@@ -289,6 +323,7 @@ class CorruptionsResult(BaseModel):
     architecture: str
     preprocessing: str
     """What the model does to pixels in [0, 1] first; "none" where it takes them as they are."""
+    provenance: Provenance
     seconds: float
 
 
@@ -296,7 +331,7 @@ class Finished(_Event):
     """The last event."""
 
     kind: Literal["finished"] = "finished"
-    result: Annotated[TrainResult | EvaluateResult | CorruptionsResult, Field(discriminator="kind")]
+    result: Annotated[TrainResult | ImportResult | EvaluateResult | CorruptionsResult, Field(discriminator="kind")]
 
     @property
     def key(self) -> str:

@@ -32,15 +32,20 @@ def of_clean_pass(rows: Rows, wrong_B: Tensor, shape: tuple[int, ...]) -> Findin
 
 
 def of_attack(
-    rows: Rows, outcome: Outcome, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, threat: ThreatModel
+    rows: Rows,
+    outcome: Outcome,
+    model: nn.Module,
+    x_BCHW: Tensor,
+    y_B: Tensor,
+    threat: ThreatModel,
+    *,
+    at_once: int,
 ) -> Finding:
-    """What an attack on `x_BCHW`, which are 255ths, has achieved."""
+    """What an attack on `x_BCHW`, which are 255ths, has achieved; so many images pass the model `at_once`."""
     broken_B, in_8_bits_B = outcome.broken, torch.zeros_like(outcome.broken)
     x8_BCHW = torch.zeros_like(x_BCHW, dtype=torch.uint8)
-    if broken_B.any():
-        in_8_bits_B[broken_B], x8_BCHW[broken_B] = pack(
-            model, x_BCHW[broken_B], outcome.x_adv[broken_B], y_B[broken_B], threat
-        )
+    for some in broken_B.nonzero().squeeze(1).split(at_once) if broken_B.any() else ():
+        in_8_bits_B[some], x8_BCHW[some] = pack(model, x_BCHW[some], outcome.x_adv[some], y_B[some], threat)
     return Finding(
         rows=rows,
         broken=broken_B.cpu().numpy(),

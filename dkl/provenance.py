@@ -2,23 +2,37 @@
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import pynvml
 import torch
 
 from dkl.events import Provenance
+from dkl.imports import Import
 from dkl.protocols import Evaluate, EvaluateCorruptions, Timm, Zoo
 from dkl.recipes import Recipe, Train, fingerprint
 
 
-def provenance(recipe: Recipe, device: str) -> Provenance:
-    """All that is needed to ask `recipe` again, on this machine's `device`, now."""
+def provenance(
+    recipe: Recipe, device: str, *, dataset_sha256: str | None, checkpoint_sha256: str, devices: Iterable[str] = ()
+) -> Provenance:
+    """All that is needed to ask `recipe` again, on this machine's `device`, now.
+
+    `devices` are the names of those that did the work, where this one may have done a part of it or none.
+    """
     return Provenance(
         recipe=recipe.model_dump(mode="json"),
         fingerprint=fingerprint(recipe),
-        seed=recipe.seed,
-        device=device_name(device),
+        seed=0 if isinstance(recipe, Import) else recipe.seed,  # which draws no random numbers
+        dataset_sha256=dataset_sha256,
+        checkpoint_sha256=checkpoint_sha256,
+        device=", ".join(devices) or device_name(device),
+        driver=_driver() if device.startswith("cuda") else None,
+        flags=_flags(),
+        platform=platform.platform(),
+        processor=_processor(),
         versions=versions(recipe),
         commit=commit(),
     )
@@ -29,17 +43,45 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
+def _driver() -> dict[str, str]:
+    found = {"cuda": torch.version.cuda or "none", "cudnn": str(torch.backends.cudnn.version() or "none")}
+    try:
+        pynvml.nvmlInit()
+        return {"nvidia": pynvml.nvmlSystemGetDriverVersion(), **found}
+    except pynvml.NVMLError as error:  # a container may lack the library; the rest is worth saying
+        return {"nvidia": f"unknown ({error})", **found}
+
+
+def _flags() -> dict[str, bool | str]:
+    """Verdicts and nothing else are made in IEEE float32 whatever these say (dkl/verify.py)."""
+    cudnn = torch.backends.cudnn
+    return {
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_allow_tf32": cudnn.allow_tf32,
+        "cudnn_benchmark": cudnn.benchmark,
+        "cudnn_deterministic": cudnn.deterministic,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _processor() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
 def versions(recipe: Recipe) -> dict[str, str]:
     """Of Python and of the packages that decide what running `recipe` yields."""
     packages = ["torch", "numpy", "dkl-bench"]
     match recipe:
-        case Train():
+        case Train() | Import():
             packages += ["timm"] if recipe.model.kind == "timm" else []
         case Evaluate():
             packages += ["pyautoattack"]
         case EvaluateCorruptions():
             packages += ["imagecorruptions-imaug"] if recipe.source == "generated" else []
-    if not isinstance(recipe, Train):
+    if isinstance(recipe, Evaluate | EvaluateCorruptions):
         packages += ["robustbench", "timm"] if isinstance(recipe.model, Zoo) else []
         packages += ["timm"] if isinstance(recipe.model, Timm) else []
     return {"python": platform.python_version(), **{package: _version(package) for package in packages}}

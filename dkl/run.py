@@ -23,9 +23,9 @@ from dkl.models import build, first_update
 from dkl.objectives import GKL, IKL
 from dkl.prior import ClassPrior
 from dkl.schedules import learning_rate, momentum, radius
+from dkl.tensors import State
 from dkl.updates import Batch, Plan, Update, goes_adversarial_first, update
 from dkl.validation import Accuracies, Judge
-from dkl.weights import State
 from dkl.world import World
 
 

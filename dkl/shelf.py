@@ -1,4 +1,4 @@
-"""The finished batches of an evaluation in its work directory: what a run that was killed need not do again."""
+"""Judged units in files: what a run that was killed need not do again, and what workers tell each other."""
 
 import hashlib
 import json
@@ -10,23 +10,69 @@ import safetensors
 import safetensors.numpy
 from pydantic import BaseModel, ValidationError
 
-from dkl.events import BatchDone
+from dkl.attacks.search import Precision
+from dkl.events import Adjusted, BatchDone
 from dkl.files import replacing
-from dkl.tally import Finding, Rows
+from dkl.tally import Finding
+from dkl.units import Judged, Unit
 
 
 class _About(BaseModel):
-    """Which question a file answers."""
+    """Which question a file answers, and where it was answered."""
 
     recipe: str
     checkpoint: str
     event: BatchDone
     found_sha256: str
+    precision: Precision | None = None
+    device: str | None = None
+    adjusted: tuple[Adjusted, ...] = ()
+
+
+def write_judged(path: Path, judged: Judged, *, recipe: str, checkpoint: str) -> None:
+    """Keep `judged` in one file, which is complete or absent at every moment.
+
+    `recipe` is the recipe's fingerprint, `checkpoint` the model's sha256.
+    """
+    event, found, precision, device, adjusted = judged
+    about = _About(
+        recipe=recipe,
+        checkpoint=checkpoint,
+        event=event,
+        found_sha256=_sha256(found),
+        precision=precision,
+        device=device,
+        adjusted=adjusted,
+    )
+    arrays = {name: np.ascontiguousarray(values) for name, values in found._asdict().items()}
+    content = safetensors.numpy.save(arrays, metadata={"dkl": json.dumps(about.model_dump(mode="json"))})
+    with replacing(path) as file:
+        file.write(content)
+
+
+def read_judged(path: Path, unit: Unit, *, recipe: str, checkpoint: str) -> Judged:
+    """What `write_judged` kept about `unit`. ValueError where the file is damaged or answers another question."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            about = _About.model_validate_json((file.metadata() or {})["dkl"])
+            found = Finding(**{name: file.get_tensor(name) for name in Finding._fields})
+    except (ValidationError, safetensors.SafetensorError, KeyError) as error:
+        raise ValueError(_damaged(path)) from error
+    if about.found_sha256 != _sha256(found):
+        raise ValueError(_damaged(path))
+    asked = (recipe, checkpoint, unit.stage, unit.batch)
+    if (about.recipe, about.checkpoint, about.event.stage, about.event.batch) != asked or not np.array_equal(
+        found.rows, unit.rows
+    ):
+        raise ValueError(
+            f"{path} holds verdicts of another recipe or checkpoint; use another work directory or empty this one"
+        )
+    return Judged(about.event, found, about.precision, about.device, about.adjusted)
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """One file per batch. At every moment it is complete or absent."""
+    """The judged units of one question in a work directory, a file for each."""
 
     workdir: Path
     recipe: str
@@ -34,34 +80,16 @@ class Shelf:
     checkpoint: str
     """Its sha256."""
 
-    def read(self, stage: int, batch: int, rows: Rows) -> tuple[BatchDone, Finding] | None:
-        """The finished batch, None if there is none; ValueError if it is not about `rows` or another question."""
-        path = self._path(stage, batch)
+    def read(self, unit: Unit) -> Judged | None:
+        """What became of the unit, None if that is not known; ValueError as `read_judged`."""
+        path = self._path(unit.stage, unit.batch)
         if not path.exists():
             return None
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                about = _About.model_validate_json((file.metadata() or {})["dkl"])
-                found = Finding(**{name: file.get_tensor(name) for name in Finding._fields})
-        except (ValidationError, safetensors.SafetensorError, KeyError) as error:
-            raise ValueError(_damaged(path)) from error
-        if about.found_sha256 != _sha256(found):
-            raise ValueError(_damaged(path))
-        if (about.recipe, about.checkpoint) != (self.recipe, self.checkpoint) or not np.array_equal(
-            found.rows, rows
-        ):
-            raise ValueError(
-                f"{path} holds verdicts of another recipe or checkpoint; "
-                "use another work directory or empty this one"
-            )
-        return about.event, found
+        return read_judged(path, unit, recipe=self.recipe, checkpoint=self.checkpoint)
 
-    def write(self, event: BatchDone, found: Finding) -> None:
-        about = _About(recipe=self.recipe, checkpoint=self.checkpoint, event=event, found_sha256=_sha256(found))
-        arrays = {name: np.ascontiguousarray(values) for name, values in found._asdict().items()}
-        content = safetensors.numpy.save(arrays, metadata={"dkl": json.dumps(about.model_dump(mode="json"))})
-        with replacing(self._path(event.stage, event.batch)) as file:
-            file.write(content)
+    def write(self, judged: Judged) -> None:
+        path = self._path(judged.event.stage, judged.event.batch)
+        write_judged(path, judged, recipe=self.recipe, checkpoint=self.checkpoint)
 
     def _path(self, stage: int, batch: int) -> Path:
         return self.workdir / f"stage-{stage:03d}-batch-{batch:04d}.safetensors"

@@ -8,7 +8,7 @@ from itertools import chain, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from dkl.events import BatchDone, EvaluateResult, Phase, RobustAt, StageResult
+from dkl.events import BatchDone, EvaluateResult, Phase, Provenance, RobustAt, StageResult
 from dkl.intervals import wilson_interval
 from dkl.protocols import Protocol, show_protocol
 from dkl.tally import Tally
@@ -43,6 +43,7 @@ def summarise(
     warnings: Iterable[str],
     stopped_early: bool,
     evidence_sha256: str,
+    provenance: Provenance,
 ) -> EvaluateResult:
     """The result of an evaluation; all its numbers come from the flags of the images."""
     stages = _stages(tally, ran)
@@ -78,6 +79,7 @@ def summarise(
         architecture=architecture,
         preprocessing=preprocessing,
         evidence_sha256=evidence_sha256,
+        provenance=provenance,
         seconds=sum(event.seconds for event in events),
     )
 

@@ -15,6 +15,7 @@ from dkl.batches import training_data
 from dkl.events import Adjusted, Epoch, Event, Finished, TrainResult
 from dkl.provenance import provenance
 from dkl.run import Run
+from dkl.tensors import State
 from dkl.validation import clean_accuracy
 from dkl.world import ALONE, World
 
@@ -110,7 +111,7 @@ def _finish(run: Run, files: _Files, path: Path, test: datasets.Arrays) -> Train
     """Write the chosen weights to `path` and judge them on the clean test images."""
     recipe = run.recipe
     selected = best_epoch(run.epochs) if recipe.select == "best" else recipe.epochs
-    state: weights.State | None = run.result_state()
+    state: State | None = run.result_state()
     if selected != recipe.epochs:
         state = weights.load_state(files.best(selected))
     assert state is not None
@@ -133,6 +134,6 @@ def _finish(run: Run, files: _Files, path: Path, test: datasets.Arrays) -> Train
         validation_accuracy=chosen.validation_accuracy,
         validation_robust_accuracy=chosen.validation_robust_accuracy,
         notes=tuple(fact.sentence for fact in run.facts if isinstance(fact, Adjusted)),
-        provenance=provenance(recipe, run.device),
+        provenance=provenance(recipe, run.device, dataset_sha256=run.data.sha256, checkpoint_sha256=sha256),
         seconds=sum(epoch.seconds for epoch in run.epochs),
     )

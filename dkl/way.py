@@ -10,14 +10,22 @@ from dkl.events import Progress
 from dkl.policies import NEAREST, SAMPLED
 from dkl.protocols import Protocol
 from dkl.suites import SCREEN, Attack
+from dkl.units import Unit
 
 
 class Way:
     """In forward passes; what a fallen image would have needed counts as done, so the bar only moves forward."""
 
     def __init__(self, recipe: Protocol, classes: int, images: int, *, in_16_bits: bool) -> None:
-        """`in_16_bits`: a search that is faster than float32 comes first, where the policy has one."""
         self._recipe, self._classes, self._images = recipe, classes, images
+        self._done = self._shown = 0.0
+        self._weight = self._rate = 0.0
+        self._cost = self._members = self._finished = 0
+        self.plan(in_16_bits=in_16_bits)
+
+    def plan(self, *, in_16_bits: bool) -> None:
+        """`in_16_bits`: a search that is faster than float32 comes first, where the policy has one."""
+        recipe = self._recipe
         suite = sum(map(self.passes, recipe.attacks()))
         screen = sum(map(self.passes, SCREEN[recipe.threat.norm]))
         per_radius = {
@@ -26,20 +34,16 @@ class Way:
             "audited": screen + (NEAREST + SAMPLED) * suite,
             "screen": screen,
         }
-        self._total = images * (1 + len(recipe.radii()) * per_radius[recipe.policy])
-        self._done = 0.0
-        self._name = ""
-        self._weight = self._rate = 0.0
-        self._cost = self._members = self._finished = 0
+        self._total = self._images * (1 + len(recipe.radii()) * per_radius[recipe.policy])
 
     def passes(self, attack: Attack) -> int:
         """Forward passes that an image needs to survive `attack`."""
         ours = self._recipe.engine == "dkl"
         return passes(attack, self._classes) if ours else expected_forwards(attack, self._classes)
 
-    def begin(self, name: str, cost: int, share: float, members: int) -> None:
+    def begin(self, *, cost: int, share: float, members: int) -> None:
         """A stage on `members` images begins, of `cost` passes each; `share` of all images was expected here."""
-        self._name, self._cost, self._members, self._finished = name, cost, members, 0
+        self._cost, self._members, self._finished = cost, members, 0
         self._weight = self._images * cost * share
 
     def end_batch(self, members: int) -> None:
@@ -50,16 +54,19 @@ class Way:
         self._total = max(self._total, self._done)  # a fallback was not expected
         self._weight = 0.0
 
-    def progress(self, batch: int, batches: int, members: int, forwards: int, rate: float) -> Progress:
-        """While a batch of `members` images is at work, after `forwards` passes of all its images together."""
-        in_batch = min(forwards / self._cost, members)
-        done = self._done + self._weight * (self._finished + in_batch) / max(self._members, 1)
+    def progress(self, unit: Unit, forwards: int, rate: float, *, ahead: int, workers: int) -> Progress:
+        """While `unit` is at work, after `forwards` passes of all its images together, `rate` in a second.
+
+        Beyond what has ended, `ahead` images of this stage are through; `workers` that are as fast share the rest.
+        """
+        in_unit = min(forwards / self._cost, len(unit.rows))
+        passed = min((self._finished + ahead + in_unit) / max(self._members, 1), 1.0)
+        done = self._shown = max(self._shown, self._done + self._weight * passed)  # a unit may begin again
         total = max(self._total, self._done + self._weight)
-        standing = self._members / self._images
-        left = (total - done) * standing
-        phase = f"{self._name}, batch {batch + 1} of {batches}"
-        self._rate = rate
-        return Progress(phase=phase, done=done, total=total, rate=rate, eta_seconds=left / rate if rate else 0.0)
+        left = (total - done) * self._members / self._images
+        self._rate = rate * workers
+        eta = left / self._rate if rate else 0.0
+        return Progress(phase=unit.title, done=done, total=total, rate=self._rate, eta_seconds=eta)
 
     def arrived(self) -> Progress:
         """When nothing is left to do."""

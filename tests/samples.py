@@ -13,7 +13,7 @@ from dkl.events import (
     Started,
     TrainResult,
 )
-from dkl.recipes import fingerprint
+from dkl.recipes import Recipe, fingerprint
 
 STARTED = Started(device="cpu", versions={"torch": "2.11.0"}, commit=None, resumed=False)
 TRAIN = resolve("natural-digits", {})
@@ -48,6 +48,25 @@ BATCH = BatchDone(
     rejected=0,
     warnings=(),
 )
+
+
+def provenance(recipe: Recipe) -> Provenance:
+    return Provenance(
+        recipe=recipe.model_dump(mode="json"),
+        fingerprint=fingerprint(recipe),
+        seed=recipe.seed,
+        dataset_sha256="d" * 64,
+        checkpoint_sha256="a" * 64,
+        device="cpu",
+        driver=None,
+        flags={"float32_matmul_precision": "highest"},
+        platform="Linux-6.8.0-x86_64-with-glibc2.39",
+        processor="A Processor 9000",
+        versions={"torch": "2.11.0"},
+        commit=None,
+    )
+
+
 TRAINED = Finished(
     result=TrainResult(
         checkpoint_sha256="a" * 64,
@@ -58,14 +77,7 @@ TRAINED = Finished(
         validation_accuracy=None,
         validation_robust_accuracy=None,
         notes=(),
-        provenance=Provenance(
-            recipe=TRAIN.model_dump(mode="json"),
-            fingerprint=fingerprint(TRAIN),
-            seed=0,
-            device="cpu",
-            versions={"torch": "2.11.0"},
-            commit=None,
-        ),
+        provenance=provenance(TRAIN),
         seconds=2.0,
     )
 )
@@ -105,6 +117,7 @@ JUDGED = Finished(
         architecture="CNN-32",
         preprocessing="none",
         evidence_sha256="e" * 64,
+        provenance=provenance(resolve("autoattack-digits-linf", {"model.job": "0123456789ab"})),
         seconds=1.0,
     )
 )

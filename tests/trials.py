@@ -11,7 +11,8 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
 from dkl.architectures import CNN
-from dkl.evaluate import batch_seed, evaluate
+from dkl.bench import batch_seed
+from dkl.evaluate import evaluate
 from dkl.events import BatchDone, EvaluateResult, Event, Finished
 from dkl.models import build
 from dkl.protocols import Evaluate

@@ -34,8 +34,11 @@ def attack_by_reference(
     classes: int,
     seed: int,
     loan: Loan,
+    at_once: int,
 ) -> Generator[int, None, Outcome]:
     """Attack x (B, C, H, W; float32 in [0, 1]), which `model` classifies correctly as y (B,), as `hunt` does.
+
+    At most `at_once` images go through the model together; the attack's random numbers depend on it.
 
     Yields the forward passes so far, several times per second, and returns what was found; of each image that
     fell only that it did. Closing it ends the attack at the model's next forward pass. The attack runs in a thread
@@ -52,7 +55,9 @@ def attack_by_reference(
         watched.pause = pause
         checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # counters that else mark all after one dynamic model
         try:
-            outcome.append(adversary.run_standard_evaluation(x, y, batch_size=len(x)))
+            outcome.append(adversary.run_standard_evaluation(x, y, batch_size=at_once))
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, AssertionError):
             if watched.finite:
                 raise
@@ -63,7 +68,7 @@ def attack_by_reference(
             yield watched.forwards
     [(x_adv, y_adv)] = outcome
     with loan.turn():
-        return _confirmed(model, x, x_adv.detach(), y, y_adv != y, threat, watched)
+        return _confirmed(model, x, x_adv.detach(), y, y_adv != y, threat, watched, at_once)
 
 
 def _confirmed(
@@ -74,9 +79,11 @@ def _confirmed(
     claimed: Tensor,
     threat: ThreatModel,
     watched: "_Watched",
+    at_once: int,
 ) -> Outcome:
     """What holds of the claims. Work is spread evenly: pyautoattack does not say on which image it was spent."""
-    broken = claimed & verify(model, x, x_adv, y, threat).broken
+    parts = zip(*(rows.split(at_once) for rows in (x, x_adv, y)), strict=True)
+    broken = claimed & torch.cat([verify(model, *part, threat).broken for part in parts])
     unknown = torch.full_like(y, -1)
     return Outcome(
         x_adv=x_adv,

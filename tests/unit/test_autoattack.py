@@ -55,7 +55,9 @@ def images(count=5):
 
 def attack_on(model, attack=ENDLESS, threat=LINF, classes=10, count=5, seed=0, loan=None):
     x, y = images(count)
-    return attack_by_reference(attack, model, x, y, threat, classes=classes, seed=seed, loan=loan or Loan(seed))
+    return attack_by_reference(
+        attack, model, x, y, threat, classes=classes, seed=seed, loan=loan or Loan(seed), at_once=len(x)
+    )
 
 
 def finish(run) -> Outcome:
@@ -162,7 +164,9 @@ def test_what_falls_is_adversarial_and_the_rest_is_unknown(norm):
         y = model(x).argmax(dim=1)
     threat = ThreatModel(norm=norm, eps={"Linf": 0.012, "L2": 0.12, "L1": 0.7}[norm])
     attack = one({"kind": "apgd-ce", "steps": 10}, threat)
-    outcome = finish(attack_by_reference(attack, model, x, y, threat, classes=10, seed=0, loan=Loan(0)))
+    outcome = finish(
+        attack_by_reference(attack, model, x, y, threat, classes=10, seed=0, loan=Loan(0), at_once=len(x))
+    )
     assert 1 <= outcome.broken.sum() <= 11
     assert torch.equal(outcome.broken, verify(model, x, outcome.x_adv, y, threat).broken)
     for unknown in (outcome.restart, outcome.target, outcome.step):

@@ -35,10 +35,12 @@ from trials import (
 
 from dkl.attacks.hunt import passes
 from dkl.attacks.looks import Look
+from dkl.bench import batch_seed
 from dkl.datasets import DatasetError, load
-from dkl.evaluate import adaptations, batch_seed, evaluate
+from dkl.evaluate import evaluate
 from dkl.events import Progress
 from dkl.evidence import read_evidence
+from dkl.feasible import adaptations
 from dkl.intervals import wilson_interval
 from dkl.protocols import Policy
 from dkl.reverify import verify_evidence
@@ -54,7 +56,7 @@ ONE_ATTACK = [{"kind": "apgd-ce", "steps": 3}]
 @pytest.fixture(autouse=True)
 def no_16_bits(monkeypatch):
     """So that a processor with bfloat16 does not change what these tests see; test_policies.py turns it on."""
-    monkeypatch.setattr("dkl.evaluate.native_16_bit", lambda device: "float32")
+    monkeypatch.setattr("dkl.judging.native_16_bit", lambda device: "float32")
 
 
 def progress(events):
@@ -211,7 +213,7 @@ def test_the_batch_size_changes_nothing(policy, tmp_path):
         recipe = evaluation(eps=eps, suite=suite, chunk_size=chunk_size, policy=policy, curve=[eps / 2])
         events = judge(recipe, model, tmp_path, tmp_path / str(chunk_size))
         records.append(read_evidence(tmp_path / str(chunk_size) / "evidence.safetensors"))
-        said.append(result(events).model_dump(exclude={"evidence_sha256", "seconds", "stages"}))
+        said.append(result(events).model_dump(exclude={"evidence_sha256", "seconds", "stages", "provenance"}))
     for record in records[1:]:
         for name in vars(record).keys() - {"about"}:
             np.testing.assert_array_equal(getattr(record, name), getattr(records[0], name), name)

@@ -10,7 +10,8 @@ from torch import nn
 from trials import KINDS, Linear, cnn, quick_adversary, quick_suite, standing
 
 import dkl.attacks.hunt
-from dkl.attacks.hunt import GPU_LOOKS_EVERY, Round, _Lanes, _start, hunt, passes, rounds
+from dkl.attacks.hunt import _start, hunt, passes, rounds
+from dkl.attacks.lanes import GPU_LOOKS_EVERY, Lanes, Round
 from dkl.attacks.looks import margin
 from dkl.attacks.noise import Noise
 from dkl.attacks.outcome import UNTARGETED
@@ -435,7 +436,7 @@ def test_looking_less_often_gives_the_same_verdicts(kind, norm, monkeypatch):
     threat = ThreatModel(norm=norm, eps={"Linf": 0.008, "L2": 0.08, "L1": 0.35}[norm])
     attack = {**QUICK[kind], **({"queries": 75} if kind == "square" else {"steps": 17})}
     cpu = finish(chase(attack, model, x, y, threat))
-    monkeypatch.setattr(dkl.attacks.hunt, "_Lanes", partial(_Lanes, gpu=True))
+    monkeypatch.setattr(dkl.attacks.hunt, "Lanes", partial(Lanes, gpu=True))
     search = Search(model, x[:4])
     sizes, asked = set(), []
     search._body.register_forward_hook(lambda module, args, out: sizes.add(len(out)))
@@ -459,7 +460,7 @@ def test_looking_less_often_gives_the_same_verdicts(kind, norm, monkeypatch):
     [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (6, 6), (7, 8), (9, 12), (13, 16), (385, 512)],
 )
 def test_sizes_of_batches(needed, size):
-    lanes = _Lanes.__new__(_Lanes)
+    lanes = Lanes.__new__(Lanes)
     lanes.gpu = True
     assert lanes._size(needed) == size
     lanes.gpu = False

@@ -128,7 +128,7 @@ def test_each_broken_image_is_kept_once_in_the_smallest_form_that_proves_it() ->
     y = torch.zeros(4, dtype=torch.long)
     for threat, in_8_bits in ((wide, [True, True, False, False]), (tight, [False, False, False, False])):
         claims = outcome(x_adv, [True, True, False, False])
-        found = of_attack(np.arange(4) + 7, claims, Linear(weight), x, y, threat)
+        found = of_attack(np.arange(4) + 7, claims, Linear(weight), x, y, threat, at_once=4)
         assert found.rows.tolist() == [7, 8, 9, 10]
         assert found.broken.tolist() == [True, True, False, False]
         assert found.in_8_bits.tolist() == in_8_bits
@@ -146,7 +146,7 @@ def test_each_broken_image_is_kept_once_in_the_smallest_form_that_proves_it() ->
 def test_nothing_broken_keeps_nothing() -> None:
     x = as_pixels(grey(3))
     y = torch.zeros(3, dtype=torch.long)
-    found = of_attack(np.arange(3), outcome(x, [False] * 3), linear(), x, y, THREATS[0])
+    found = of_attack(np.arange(3), outcome(x, [False] * 3), linear(), x, y, THREATS[0], at_once=4)
     assert found.x8.shape == found.x32.shape == (0, 3, 16, 16)
 
 

@@ -289,7 +289,7 @@ MASKED_SUITE = [
 
 @pytest.fixture
 def no_16_bits(monkeypatch):
-    monkeypatch.setattr("dkl.evaluate.native_16_bit", lambda device: "float32")
+    monkeypatch.setattr("dkl.judging.native_16_bit", lambda device: "float32")
 
 
 def record(workdir):
@@ -385,7 +385,7 @@ class TwoLayers(nn.Module):
 
 @pytest.mark.parametrize("policy", [FAST, AUDITED, "screen"])
 def test_what_16_bits_take_for_broken_counts_only_if_float32_agrees(policy, tmp_path, monkeypatch):
-    monkeypatch.setattr("dkl.evaluate.native_16_bit", lambda device: SIXTEEN)
+    monkeypatch.setattr("dkl.judging.native_16_bit", lambda device: SIXTEEN)
     model = TwoLayers()
     eps = write_grey(tmp_path, model, 120)
     suite = [{"kind": "apgd-ce", "steps": 10}, {"kind": "apgd-t", "steps": 10}]

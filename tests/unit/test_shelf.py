@@ -1,24 +1,28 @@
 """Finished batches: they come back as they were, and only to the question that they answer."""
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
-from dkl.events import BatchDone
-from dkl.shelf import Shelf
+from dkl.events import Adjusted, BatchDone
+from dkl.shelf import Shelf, read_judged, write_judged
 from dkl.tally import Finding
+from dkl.units import Judged, Unit
 
 ROWS = np.array([1, 4, 5])
+UNIT = Unit(2, 1, 3, ROWS, None)
 
 
 def shelf(workdir: Path, *, recipe: str = "r" * 64, checkpoint: str = "c" * 64) -> Shelf:
     return Shelf(workdir, recipe=recipe, checkpoint=checkpoint)
 
 
-def batch(stage: int = 2, number: int = 1) -> tuple[BatchDone, Finding]:
+def batch(stage: int = 2, number: int = 1) -> Judged:
     event = BatchDone(
         stage=stage,
         name="apgd-ce",
@@ -46,24 +50,25 @@ def batch(stage: int = 2, number: int = 1) -> tuple[BatchDone, Finding]:
         x32=np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3) / 7,
         in_8_bits=np.array([True, False, False]),
     )
-    return event, found
+    adjusted = Adjusted(sentence="512 images were too many", micro_batch=256)
+    return Judged(event, found, "bfloat16", "a device", (adjusted,))
 
 
 def test_a_batch_comes_back_as_it_was(tmp_path: Path) -> None:
-    event, found = batch()
-    shelf(tmp_path).write(event, found)
-    kept = shelf(tmp_path).read(2, 1, ROWS)
+    judged = batch()
+    shelf(tmp_path).write(judged)
+    kept = shelf(tmp_path).read(UNIT)
     assert kept is not None
-    assert kept[0] == event
-    for name, value in found._asdict().items():
-        np.testing.assert_array_equal(getattr(kept[1], name), value, strict=True)
+    assert kept._replace(found=judged.found) == judged
+    for name, value in judged.found._asdict().items():
+        np.testing.assert_array_equal(getattr(kept.found, name), value, strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["stage-002-batch-0001.safetensors"]
 
 
 def test_what_is_not_there_is_none(tmp_path: Path) -> None:
-    shelf(tmp_path).write(*batch())
-    assert shelf(tmp_path).read(2, 0, ROWS) is None
-    assert shelf(tmp_path).read(1, 1, ROWS) is None
+    shelf(tmp_path).write(batch())
+    assert shelf(tmp_path).read(UNIT._replace(batch=0)) is None
+    assert shelf(tmp_path).read(UNIT._replace(stage=1)) is None
 
 
 @pytest.mark.parametrize(
@@ -76,9 +81,33 @@ def test_what_is_not_there_is_none(tmp_path: Path) -> None:
     ],
 )
 def test_another_question_is_refused(changes: dict[str, str], rows: np.ndarray, tmp_path: Path) -> None:
-    shelf(tmp_path).write(*batch())
+    shelf(tmp_path).write(batch())
     with pytest.raises(ValueError, match=r"holds verdicts of another recipe or checkpoint; use another work dir"):
-        shelf(tmp_path, **changes).read(2, 1, rows)
+        shelf(tmp_path, **changes).read(UNIT._replace(rows=rows))
+
+
+@pytest.mark.parametrize("change", [{"stage": 1}, {"batch": 0}])
+def test_the_verdicts_of_another_unit_on_the_same_images_are_refused(
+    change: dict[str, int], tmp_path: Path
+) -> None:
+    """A stage in which nothing fell leaves the next one the same images."""
+    write_judged(tmp_path / "found", batch(), recipe="r", checkpoint="c")
+    with pytest.raises(ValueError, match="holds verdicts of another recipe or checkpoint"):
+        read_judged(tmp_path / "found", UNIT._replace(**change), recipe="r", checkpoint="c")
+
+
+def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
+    shelf(tmp_path).write(batch())
+    [path] = tmp_path.iterdir()
+    with safetensors.safe_open(path, framework="numpy") as file:
+        about = json.loads(file.metadata()["dkl"])
+        arrays = {name: file.get_tensor(name) for name in Finding._fields}
+    for name in ("precision", "device", "adjusted"):
+        del about[name]
+    path.write_bytes(safetensors.numpy.save(arrays, metadata={"dkl": json.dumps(about)}))
+    kept = shelf(tmp_path).read(UNIT)
+    assert kept is not None
+    assert (kept.precision, kept.device, kept.adjusted) == (None, None, ())
 
 
 def damage(content: bytes) -> list[bytes]:
@@ -87,21 +116,21 @@ def damage(content: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("kind", range(5))
 def test_a_damaged_file_is_a_sentence(kind: int, tmp_path: Path) -> None:
-    shelf(tmp_path).write(*batch())
+    shelf(tmp_path).write(batch())
     [path] = tmp_path.iterdir()
     path.write_bytes(damage(path.read_bytes())[kind])
     with pytest.raises(ValueError, match=r"stage-002-batch-0001.safetensors is damaged; delete it to judge"):
-        shelf(tmp_path).read(2, 1, ROWS)
+        shelf(tmp_path).read(UNIT)
 
 
 def test_a_flipped_bit_is_seen(tmp_path: Path) -> None:
-    shelf(tmp_path).write(*batch())
+    shelf(tmp_path).write(batch())
     [path] = tmp_path.iterdir()
     whole = path.read_bytes()
     for place in range(len(whole) - 90, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(ValueError, match="is damaged"):
-            shelf(tmp_path).read(2, 1, ROWS)
+            shelf(tmp_path).read(UNIT)
 
 
 @pytest.mark.parametrize("content", [{"dkl": "{}"}, {}, {"dkl": '{"recipe": "r"}'}])
@@ -109,4 +138,4 @@ def test_foreign_files_are_damaged(content: dict[str, str], tmp_path: Path) -> N
     path = tmp_path / "stage-002-batch-0001.safetensors"
     path.write_bytes(safetensors.numpy.save({"rows": ROWS}, metadata=content))
     with pytest.raises(ValueError, match="is damaged"):
-        shelf(tmp_path).read(2, 1, ROWS)
+        shelf(tmp_path).read(UNIT)

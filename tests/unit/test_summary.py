@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from samples import provenance
 from trials import evaluation
 from witness import finding
 
@@ -53,6 +54,7 @@ class Hand:
             "warnings": (),
             "stopped_early": False,
             "evidence_sha256": "e" * 64,
+            "provenance": provenance(self.recipe),
         }
         return summarise(self.recipe, self.tally, self.ran, classes=classes, **{**about, **changes})
 

@@ -135,6 +135,8 @@ def test_a_run_says_what_it_does(recipe, tmp_path, data_dir):
     assert result.provenance.fingerprint == recipes.fingerprint(recipe)
     assert recipes.Train.model_validate(result.provenance.recipe) == recipe
     assert torch.__version__.startswith(result.provenance.versions["torch"])
+    assert result.provenance.checkpoint_sha256 == result.checkpoint_sha256
+    assert result.provenance.dataset_sha256 == training_data(recipe, data_dir, "cpu").sha256
     assert result.notes == ()
 
 
