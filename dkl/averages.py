@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dkl.recipes import Averaging, EpochEMA, StepEMA
-from dkl.weights import State
+from dkl.tensors import State
 
 
 class Average(Protocol):

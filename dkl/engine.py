@@ -8,9 +8,13 @@ from typing import assert_never
 import torch
 
 from dkl.corruptions import evaluate_corruptions
+from dkl.datasets import load
 from dkl.distributed import run_distributed
 from dkl.evaluate import evaluate
 from dkl.events import Event, Started
+from dkl.importing import run_import
+from dkl.imports import Import
+from dkl.judging import Evaluation
 from dkl.protocols import Evaluate, EvaluateCorruptions
 from dkl.provenance import commit, device_name, versions
 from dkl.recipes import Recipe, Train
@@ -36,17 +40,17 @@ def run(
     model: for recipes of whoever owns this machine only.
 
     Raises DatasetError, CheckpointError or ValueError, with a sentence for the user, where recipe, data, model and
-    work directory do not fit; FloatingPointError if training diverges.
+    work directory do not fit; FloatingPointError if training diverges; MemoryError where not even one image fits.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    yield Started(
-        device=device_name(device), versions=versions(recipe), commit=commit(), resumed=_has_remains(workdir)
-    )
+    yield started(recipe, device, resumed=_has_remains(workdir))
     match recipe:
         case Train() if recipe.processes > 1:
             yield from run_distributed(recipe, workdir, device=device, data_dir=data_dir)
         case Train():
             yield from train(recipe, workdir, device=device, data_dir=data_dir)
+        case Import():
+            yield from run_import(recipe, workdir, fetch=fetch)
         case Evaluate():
             loaded = load_model(recipe, fetch=fetch, data_dir=data_dir, allow_functions=allow_functions)
             yield from evaluate(recipe, loaded, workdir, device=device, data_dir=data_dir)
@@ -55,6 +59,22 @@ def run(
             yield from evaluate_corruptions(recipe, loaded, workdir, device=device, data_dir=data_dir)
         case _:
             assert_never(recipe)
+
+
+def started(recipe: Recipe, device: str, *, resumed: bool) -> Started:
+    """What is said first. `resumed`: there is something to go on from."""
+    return Started(device=device_name(device), versions=versions(recipe), commit=commit(), resumed=resumed)
+
+
+def open_evaluation(
+    recipe: Evaluate, *, device: str, data_dir: Path, fetch: Fetch, allow_functions: bool = False
+) -> Evaluation:
+    """An evaluation to judge unit by unit, beside any number of others who do so; `run` does it alone.
+
+    Arguments, and what it raises, as `run`. MemoryError where model or images do not fit.
+    """
+    loaded = load_model(recipe, fetch=fetch, data_dir=data_dir, allow_functions=allow_functions)
+    return Evaluation(recipe, loaded, load(recipe.dataset, "test", data_dir), device=device)
 
 
 def pick_device(name: str = "auto") -> str:

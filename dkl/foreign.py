@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dkl import architectures, layouts, models
+from dkl import architectures, layouts
 from dkl.datasets import DATASETS
-from dkl.weights import CheckpointError, State, require_fit, save_checkpoint
+from dkl.tensors import State
+from dkl.weights import About, CheckpointError, outline, require_fit, save_weights
 
 _ENTRIES = (
     "state_dict",
@@ -50,7 +52,8 @@ def read_entries(path: Path) -> dict[str, object]:
         if is_safetensors:
             return dict(safetensors.torch.load_file(path))
         with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, nothing is read before it is used; what is no zip archive cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
             raise CheckpointError(
@@ -79,7 +82,7 @@ def find_state(path: Path, content: Mapping[str, object], prefer: Sequence[str] 
     """
     inside = {name: entry for name in (*prefer, *_ENTRIES) if _is_state(entry := content.get(name))}
     if not inside and _is_state(content):
-        return _tensors(content)
+        return _tensors(path, content)
     if not inside:
         raise CheckpointError(
             f"{path} holds no state dict: neither is it one, nor is there one under {', '.join(_ENTRIES)}; "
@@ -88,7 +91,7 @@ def find_state(path: Path, content: Mapping[str, object], prefer: Sequence[str] 
     chosen = next((name for name in prefer if name in inside), None)
     if chosen is None and len(inside) > 1:
         raise CheckpointError(f"{path} holds several state dicts; choose one with --entry: {', '.join(inside)}")
-    return _tensors(inside[chosen or next(iter(inside))])
+    return _tensors(path, inside[chosen or next(iter(inside))])
 
 
 def _is_state(value: object) -> bool:
@@ -99,9 +102,16 @@ def _is_state(value: object) -> bool:
     )
 
 
-def _tensors(state: object) -> State:
+def _tensors(path: Path, state: object) -> State:
     assert isinstance(state, Mapping)
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    found = {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+    for name, value in found.items():
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise CheckpointError(
+                f"{name} in {path} is a {value.layout if value.device.type == 'cpu' else value.device} tensor of "
+                f"{value.dtype}, which holds no plain weights; save the network's own float32 weights"
+            )
+    return found
 
 
 class Converted(NamedTuple):
@@ -117,8 +127,9 @@ def convert(
     """Write the weights in `source` as a checkpoint of ours to `target`.
 
     The number of channels and of classes is the weights' own. Counts of batches, which no inference reads, may be
-    missing, or numbers with fractions where they were averaged; 16-bit weights become float32. Raises
-    CheckpointError where the weights do not fit, ValueError where timm cannot build the architecture.
+    missing, or numbers with fractions where they were averaged; 16-bit weights become float32. Names, shapes and
+    types are compared before any weight is copied. Raises CheckpointError where the weights do not fit or are not
+    finite, ValueError where the architecture cannot be built.
     """
     content = read_entries(source)
     if entry is not None and not _is_state(content.get(entry)):
@@ -133,20 +144,27 @@ def convert(
             f"the weights in {source} tell {classes} classes apart, {dataset} has "
             f"{len(DATASETS[dataset].class_names)}; name the data set that they were trained on"
         )
-    with torch.device("meta"):
-        model = models.build(architecture, channels=channels, classes=classes)
-    wanted = model.state_dict()
+    wanted = outline(architecture, channels=channels, classes=classes).state_dict()
     counts = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}
     state = {
         **{name: torch.zeros(value.shape, dtype=value.dtype) for name, value in counts.items()},
         **plain.state,
     }
-    require_fit(source, state, wanted)
-    model.to_empty(device="cpu").load_state_dict(state, strict=True)
-    sha256 = save_checkpoint(
-        target, model, architecture=architecture, channels=channels, classes=classes, dataset=dataset
-    )
-    return Converted(sha256, plain.notes)
+    require_fit(source, layouts.typed({name: value.to("meta") for name, value in state.items()}), wanted)
+    _require_finite(source, state, "NaN or infinite: its training diverged")
+    converted = layouts.typed(state)
+    _require_finite(source, converted, "too large for float32")
+    about = About(architecture=architecture, channels=channels, classes=classes, dataset=dataset)
+    return Converted(save_weights(target, converted, about), (*plain.notes, *layouts.on_types(plain.state)))
+
+
+def _require_finite(path: Path, state: State, otherwise: str) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and (odd := int((~value.isfinite()).sum())):
+            raise CheckpointError(
+                f"{name} in {path} has {odd} of {value.numel()} values that are {otherwise}; take an earlier "
+                "checkpoint of the same training"
+            )
 
 
 # --- into networks that are not ours ----------------------------------------------------------------------

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from dkl import architectures, models
 from dkl.preprocessing import show_normalisation
-from dkl.weights import CheckpointError, State
+from dkl.tensors import State
+from dkl.weights import CheckpointError
 
 _PREFIXES = ("module.", "model.", "_orig_mod.", "0.")
 """What DataParallel, a class with the network in it, torch.compile and Sequential put in front of every name."""
 _UNUSED = "sub_block1."
 _CONSTANTS = (("mean", "std"), ("mean", "sigma"), ("mu", "sigma"))
 """What those of a normalisation are called."""
+_MOST_CHANNELS = 64
+"""Of images; more numbers than that are no constants of a normalisation."""
 _SAME = 1e-6
 """By so much constants differ that were rounded to float32."""
 _ELSEWHERE = "judge it with its own code: dklbench evaluate --model MODULE:NAME"
@@ -30,7 +33,7 @@ _ELSEWHERE = "judge it with its own code: dklbench evaluate --model MODULE:NAME"
 
 class Plain(NamedTuple):
     state: State
-    """Named and typed as our network has it."""
+    """Named as our network has it; `typed` gives it the types, too."""
     notes: tuple[str, ...]
     """What its user has to know, in sentences."""
 
@@ -75,13 +78,31 @@ def read(path: Path, state: State, architecture: architectures.Model) -> Plain:
             )
         case architectures.TimmModel():
             state = {f"model.{name}": value for name, value in state.items()}
-    return Plain({name: _typed(name, value) for name, value in state.items()}, tuple(notes))
+    return Plain(state, tuple(notes))
+
+
+_OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
+
+
+def typed(state: State) -> State:
+    """`state` in the types that our networks have: counts as whole numbers, weights in float32."""
+    return {name: _typed(name, value) for name, value in state.items()}
 
 
 def _typed(name: str, value: Tensor) -> Tensor:
     if name.endswith("num_batches_tracked"):
         return value.round().long()
-    return value.float() if value.is_floating_point() else value
+    return value.float() if value.dtype in _OTHER_FLOATS else value
+
+
+def on_types(state: State) -> list[str]:
+    """A note for each type other than float32 that weights in `state` have."""
+    weights = [value.dtype for name, value in state.items() if not name.endswith("num_batches_tracked")]
+    return [
+        f"{weights.count(kind)} tensors were stored in {str(kind).removeprefix('torch.')} and made float32"
+        for kind in _OTHER_FLOATS
+        if kind in weights
+    ]
 
 
 def _without_unused_stage(state: State) -> tuple[State, list[str]]:
@@ -107,7 +128,7 @@ def _without_normalisation(state: State) -> tuple[State, Normalisation | None]:
     """`state` without the constants of a normalisation, and these, if they are in it."""
     stems = {name.rpartition(".")[0] + "." * ("." in name) for name in state}
     for mean, std in ((stem + mean, stem + std) for stem in sorted(stems) for mean, std in _CONSTANTS):
-        if mean in state and std in state and state[mean].numel() == state[std].numel():
+        if mean in state and std in state and state[mean].numel() == state[std].numel() <= _MOST_CHANNELS:
             rest = {name: value for name, value in state.items() if name not in (mean, std)}
             return rest, Normalisation(_numbers(state[mean]), _numbers(state[std]))
     return state, None

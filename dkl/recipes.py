@@ -1,7 +1,7 @@
 """What may be asked: the frozen documents that REST, the database and the command line share. No torch here.
 
-A recipe is a value. `Train` yields a checkpoint, `Evaluate` yields a robust accuracy, `EvaluateCorruptions` an
-accuracy under common corruptions.
+A recipe is a value. `Train` yields a checkpoint, `Import` yields one of an upload, `Evaluate` yields a robust
+accuracy, `EvaluateCorruptions` an accuracy under common corruptions.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from dkl.documents import (
     Seed,
     ThreatModel,
 )
+from dkl.imports import Import
 from dkl.objectives import AWP, MART, PGD, PGDAT, Natural, Objective
 from dkl.protocols import Evaluate, EvaluateCorruptions
 
@@ -220,7 +221,7 @@ def _usual_loss(objective: Objective) -> str:
 
 # --- recipes ----------------------------------------------------------------------------------------------
 
-Recipe = Annotated[Train | Evaluate | EvaluateCorruptions, Field(discriminator="kind")]
+Recipe = Annotated[Train | Import | Evaluate | EvaluateCorruptions, Field(discriminator="kind")]
 RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
 

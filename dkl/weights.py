@@ -1,7 +1,8 @@
 """Keeping weights in files.
 
 Every file is written under a temporary name, flushed to the disk and renamed: a reader finds the old file or the
-new one, never a part of one. Nothing is unpickled.
+new one, never a part of one. Nothing is unpickled, and no weights are read before the file's header has been
+checked against the network that it names.
 """
 
 import hashlib
@@ -9,20 +10,19 @@ import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import safetensors
 import safetensors.torch
 import torch
 from pydantic import ValidationError, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from dkl import architectures, models
 from dkl.documents import Count, DatasetName, Document
 from dkl.files import replacing
+from dkl.headers import MOST_TENSORS, HeaderError, read_header
 from dkl.preprocessing import show_normalisation
-
-State = dict[str, Tensor]
+from dkl.tensors import State, outlines, write_tensors
 
 
 class CheckpointError(ValueError):
@@ -32,7 +32,7 @@ class CheckpointError(ValueError):
 # --- checkpoints ------------------------------------------------------------------------------------------
 
 
-class _Metadata(Document):
+class About(Document):
     """What a checkpoint says about itself."""
 
     architecture: architectures.Model
@@ -76,31 +76,36 @@ def save_checkpoint(
 
     Equal weights give equal bytes, in every process.
     """
-    metadata = _Metadata(architecture=architecture, channels=channels, classes=classes, dataset=dataset)
-    document = json.dumps(metadata.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    # One key only: safetensors writes several in an order that differs from process to process.
-    content = safetensors.torch.save(tensors, metadata={"dkl": document})
+    about = About(architecture=architecture, channels=channels, classes=classes, dataset=dataset)
+    return save_weights(path, model.state_dict(), about)
+
+
+def save_weights(path: Path, state: State, about: About) -> str:
+    """Write `state`, which is of the network `about` names, as `save_checkpoint` does; the file's sha256 (hex)."""
+    document = json.dumps(about.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     with replacing(path) as file:
-        file.write(content)
-    return hashlib.sha256(content).hexdigest()
+        return write_tensors(file, state, document)
 
 
-def load_checkpoint(path: Path) -> LoadedModel:
-    """The network that `save_checkpoint` wrote to `path`.
+class Description(NamedTuple):
+    about: About
+    network: nn.Module
+    """On the meta device: names, shapes and types, no weights."""
 
-    Raises CheckpointError for anything else, FileNotFoundError where there is no file.
+
+def describe(path: Path) -> Description:
+    """What the checkpoint at `path` says it is, once its header fits that. No weights are read, none allocated.
+
+    Raises CheckpointError for anything but a checkpoint, FileNotFoundError where there is no file.
     """
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = _Metadata.model_validate_json((file.metadata() or {})["dkl"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
-    except safetensors.SafetensorError as error:
+        with path.open("rb") as file:
+            header = read_header(file)
+        about = About.model_validate_json(header.metadata["dkl"])
+    except HeaderError as error:
         raise CheckpointError(
             f"{path} is not a safetensors file: {error}; make one of other weights with: dklbench convert"
-        ) from error
+        ) from None
     except KeyError:
         raise CheckpointError(
             f"{path} is safetensors without the metadata 'dkl' that says what network it is of; say so with: "
@@ -109,22 +114,57 @@ def load_checkpoint(path: Path) -> LoadedModel:
     except ValidationError as error:
         raise CheckpointError(f"the metadata of {path} does not describe a known model: {error}") from error
     try:
-        with torch.device("meta"):  # shapes only: a file cannot make us allocate what it does not contain
-            shapes = models.build(metadata.architecture, channels=metadata.channels, classes=metadata.classes)
+        network = outline(about.architecture, channels=about.channels, classes=about.classes)
     except ValueError as error:
         raise CheckpointError(f"the network of {path} cannot be built: {error}") from error
-    require_fit(path, tensors, shapes.state_dict())
-    with torch.random.fork_rng(devices=[]):  # once more in full, for the buffers that no state dict holds
-        model = models.build(metadata.architecture, channels=metadata.channels, classes=metadata.classes)
+    require_fit(path, outlines(header), network.state_dict())
+    return Description(about, network)
+
+
+def outline(architecture: architectures.Model, *, channels: int, classes: int) -> nn.Module:
+    """The network on the meta device, which has names, shapes and types but no weights.
+
+    ValueError where it cannot be built, or has more parameters than any file of weights may have tensors: whoever
+    writes a depth of a billion shall not find out how long that takes.
+    """
+    built = 0
+
+    def count(*_: object) -> None:
+        nonlocal built
+        built += 1
+        if built > MOST_TENSORS:
+            raise ValueError(f"the network has more than {MOST_TENSORS} tensors of weights; ask for a smaller one")
+
+    counting = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            return models.build(architecture, channels=channels, classes=classes)
+    except (RuntimeError, OverflowError, TypeError):  # more elements than 64 bits can count
+        raise ValueError("the network's weights are larger than any memory; ask for a smaller one") from None
+    finally:
+        counting.remove()
+
+
+def load_checkpoint(path: Path) -> LoadedModel:
+    """The network that `save_checkpoint` wrote to `path`.
+
+    Raises CheckpointError for anything else, FileNotFoundError where there is no file.
+    """
+    about = describe(path).about
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    tensors = safetensors.torch.load_file(path)
+    with torch.random.fork_rng(devices=[]):  # in full, for the buffers that no state dict holds
+        model = models.build(about.architecture, channels=about.channels, classes=about.classes)
     model.load_state_dict(tensors, strict=True)
     return LoadedModel(
         model=model.eval(),
-        architecture=architectures.show_model(metadata.architecture),
-        channels=metadata.channels,
-        classes=metadata.classes,
-        dataset=metadata.dataset,
+        architecture=architectures.show_model(about.architecture),
+        channels=about.channels,
+        classes=about.classes,
+        dataset=about.dataset,
         sha256=sha256,
-        preprocessing=_normalisation(metadata.architecture),
+        preprocessing=_normalisation(about.architecture),
     )
 
 
@@ -145,7 +185,7 @@ def require_fit(path: Path, found: State, wanted: State) -> None:
         raise CheckpointError(
             f"the weights in {path} do not fit the architecture: "
             f"{len(missing)} missing ({', '.join(sorted(missing)[:5])}), "
-            f"{len(unexpected)} unexpected ({', '.join(sorted(unexpected)[:5])})"
+            f"{len(unexpected)} unexpected ({', '.join(sorted(unexpected)[:5])}); they are of another network"
         )
 
 

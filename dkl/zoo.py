@@ -24,7 +24,8 @@ from dkl.downloads import fetched
 from dkl.foreign import find_state, load_into, read_entries
 from dkl.layouts import without_prefixes
 from dkl.preprocessing import show_normalisation
-from dkl.weights import LoadedModel, State
+from dkl.tensors import State
+from dkl.weights import LoadedModel
 
 _INSTALL = "pip install 'dkl-bench[zoo]', then pip install --no-deps robustbench==1.1.1"
 _DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="

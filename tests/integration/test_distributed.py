@@ -187,7 +187,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_update_is_that_of_one_process(name: str, two: Path) -> None:
     alone = updated(PLANS[name], World())
     for rank in (0, 1):
-        found = torch.load(two / f"{rank}.pt")[name]
+        found = torch.load(two / f"{rank}.pt", weights_only=True)[name]
         for key in ("model", "prior"):
             torch.testing.assert_close(found[key], alone[key], rtol=1e-10, atol=1e-10)
         for one, other in zip(found["seen"], alone["seen"], strict=True):
@@ -198,7 +198,7 @@ def test_an_update_is_that_of_one_process(name: str, two: Path) -> None:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_all_processes_have_the_same_weights_to_the_bit(name: str, two: Path) -> None:
-    first, second = (torch.load(two / f"{rank}.pt")[name] for rank in (0, 1))
+    first, second = (torch.load(two / f"{rank}.pt", weights_only=True)[name] for rank in (0, 1))
     for key in ("model", "prior"):
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=0)
 
@@ -207,7 +207,7 @@ def test_all_processes_have_the_same_weights_to_the_bit(name: str, two: Path) ->
 def test_a_loss_curve_is_that_of_one_process(name: str, two: Path, tmp_path: Path, data_dir: Path) -> None:
     alone = in_one(RECIPES[name], tmp_path / "one", data_dir)
     for rank in (0, 1):
-        found = torch.load(two / f"{rank}.pt")[f"{name} epochs"]
+        found = torch.load(two / f"{rank}.pt", weights_only=True)[f"{name} epochs"]
         assert_same_curve([Epoch(**document) for document in found], epochs_of(alone))
     assert_same_weights(two / name, tmp_path / "one", tolerance=1e-4)
 

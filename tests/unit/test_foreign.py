@@ -25,12 +25,12 @@ def network() -> torch.nn.Module:
         return build(WRN, channels=3, classes=10).eval()
 
 
-def converted(source: Path, **changes: object) -> torch.nn.Module:
+def converted(source: Path, *expected: str, **changes: object) -> torch.nn.Module:
     target = source.with_name("ours.safetensors")
     about = {"architecture": WRN, "dataset": "cifar10", **changes}
     sha256, notes = convert(source, target, **about)  # type: ignore[arg-type]
     loaded = load_checkpoint(target)
-    assert not notes
+    assert notes == expected
     assert (loaded.sha256, loaded.architecture, loaded.channels, loaded.classes) == (sha256, "WRN-10-1", 3, 10)
     return loaded.model
 
@@ -54,7 +54,8 @@ def test_what_training_scripts_save(
 def test_counts_may_be_missing_and_halves_become_floats(network: torch.nn.Module, tmp_path: Path) -> None:
     state = {name: v.half() for name, v in network.state_dict().items() if "num_batches" not in name}
     safetensors.torch.save_file(state, tmp_path / "theirs.safetensors")
-    ours = converted(tmp_path / "theirs.safetensors").state_dict()
+    note = f"{len(state)} tensors were stored in float16 and made float32"
+    ours = converted(tmp_path / "theirs.safetensors", note).state_dict()
     assert torch.equal(ours["fc.weight"], state["fc.weight"].float())
     assert ours["bn1.num_batches_tracked"] == 0
 

@@ -151,7 +151,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     """What two processes found: rows one below the other, sums added, and what all must share once."""
     folder = tmp_path_factory.mktemp("two")
     mp.spawn(work, (folder,), nprocs=2)
-    first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     found = {
         case: {name: merged(name, first[case][name], second[case][name]) for name in first[case]} for case in CASES
     }

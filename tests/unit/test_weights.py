@@ -13,6 +13,7 @@ import torch
 from dkl.architectures import CNN, SwishWideResNet
 from dkl.documents import Normalisation
 from dkl.models import build
+from dkl.tensors import write_tensors
 from dkl.weights import (
     CheckpointError,
     load_checkpoint,
@@ -76,6 +77,21 @@ def test_equal_weights_are_equal_bytes_in_every_process(tmp_path):
         printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
         assert printed.strip() == expected
     assert saved(tmp_path / "third.safetensors", seed=1)[1] != expected
+
+
+def test_the_bytes_are_those_of_safetensors(tmp_path):
+    kinds = (torch.float32, torch.int64, torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.bool)
+    kinds += (torch.int16, torch.int8, torch.uint8)
+    state = {
+        f"{name}{n}": torch.arange(n).to(kind) for n, kind in enumerate(kinds) for name in ("b", "a", "\u00fc")
+    }
+    state["transposed"] = torch.rand(4, 3).T
+    with (tmp_path / "ours").open("wb") as file:
+        sha256 = write_tensors(file, state, json.dumps({"a": 'quoted "b"'}))
+    state["transposed"] = state["transposed"].contiguous()
+    expected = safetensors.torch.save(state, metadata={"dkl": json.dumps({"a": 'quoted "b"'})})
+    assert (tmp_path / "ours").read_bytes() == expected
+    assert sha256 == hashlib.sha256(expected).hexdigest()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
