@@ -2,10 +2,11 @@
 
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
@@ -13,6 +14,9 @@ from starlette.exceptions import HTTPException
 from dkl.catalog import UnknownRecipeError
 from dkl.explain import Fault, InvalidRecipeError, explain
 from service import jobs, pages
+from service.access import AccessError
+from service.keys import UnknownKeyError
+from service.registry import UnknownWorkerError
 from service.stored import NoFileError
 
 
@@ -31,7 +35,23 @@ class Problem(BaseModel):
     """The same, field by field; for invalid input."""
 
 
-def _answer(request: Request, status: int, sentence: str, faults: list[Fault] | None = None) -> Response:
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": description}
+    for status, description in {
+        400: "Not what it says it is: a body that is no JSON, for example",
+        401: "Needs an API key, or one that is not wrong or revoked",
+        403: "The API key's scope does not suffice, or another site asks",
+        413: "The body is too large",
+        421: "The service does not answer to this host name",
+        422: "What to change, and where",
+        429: "Too many requests; the header Retry-After says when to come back",
+        503: "The database does not answer; nothing was changed",
+    }.items()
+}
+"""Of every route of the interface."""
+
+
+def answer(request: Request, status: int, sentence: str, faults: list[Fault] | None = None) -> Response:
     if pages.wants_html(request):
         return pages.error_page(request, status, sentence)
     errors = [FieldError(field=fault.field, message=fault.message) for fault in faults or []]
@@ -39,35 +59,63 @@ def _answer(request: Request, status: int, sentence: str, faults: list[Fault] | 
 
 
 async def _invalid_request(request: Request, error: RequestValidationError) -> Response:
+    if any(e["loc"] == ("body",) and e["type"] == "missing" for e in error.errors()):
+        return answer(request, 422, "the request has no body; send a JSON document, as /api/docs describes it")
     errors = [{**e, "loc": e["loc"][1:]} for e in error.errors()]  # without "body", "query", ...
     document: Any = error.body if error.body is not None else {e["loc"][0]: None for e in errors if e["loc"]}
     body = getattr(request.scope["route"], "body_field", None)
     faults = explain(errors, document, body.field_info.annotation if body else None)
-    return _answer(request, 422, "; ".join(map(str, faults)), faults)
+    return answer(request, 422, "; ".join(map(str, faults)), faults)
 
 
 async def _invalid_recipe(request: Request, error: InvalidRecipeError) -> Response:
-    return _answer(request, 422, str(error), error.faults)
+    return answer(request, 422, str(error), error.faults)
 
 
 async def _unknown_recipe(request: Request, error: UnknownRecipeError) -> Response:
-    return _answer(request, 404 if request.method == "GET" else 422, str(error))
+    return answer(request, 404 if request.method == "GET" else 422, str(error))
 
 
 async def _unknown_job(request: Request, error: jobs.UnknownJobError) -> Response:
-    return _answer(request, 404, str(error))
+    return answer(request, 404, str(error))
 
 
 async def _no_file(request: Request, error: NoFileError) -> Response:
-    return _answer(request, 404, str(error))
+    return answer(request, 404, str(error))
 
 
 async def _refused(request: Request, error: jobs.RefusedError) -> Response:
-    return _answer(request, 422, str(error))
+    return answer(request, 422, str(error))
 
 
 async def _too_late(request: Request, error: jobs.TooLateError) -> Response:
-    return _answer(request, 409, str(error))
+    return answer(request, 409, str(error))
+
+
+async def _not_yours(request: Request, error: jobs.NotYoursError) -> Response:
+    return answer(request, 403, str(error))
+
+
+async def _too_many(request: Request, error: jobs.TooManyError) -> Response:
+    return answer(request, 429, str(error))
+
+
+async def _unknown_key(request: Request, error: UnknownKeyError) -> Response:
+    return answer(request, 404, str(error))
+
+
+async def _unknown_worker(request: Request, error: UnknownWorkerError) -> Response:
+    return answer(request, 404, str(error))
+
+
+async def _no_access(request: Request, error: AccessError) -> Response:
+    browses = request.method == "GET" and pages.wants_html(request) and "hx-request" not in request.headers
+    if error.status == 401 and browses:
+        place = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(f"/signin?{urlencode({'next': place})}", 303)
+    response = answer(request, error.status, str(error))
+    response.headers.update(error.headers)
+    return response
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
@@ -75,11 +123,15 @@ async def _http(request: Request, error: HTTPException) -> Response:
         404: f"there is nothing at {request.url.path}; the interface is described at /api/docs",
         405: f"{request.method} is not possible at {request.url.path}; see /api/docs",
     }
-    return _answer(request, error.status_code, sentences.get(error.status_code, str(error.detail)))
+    if error.detail == "There was an error parsing the body":
+        sentences[400] = "the body is no JSON document in UTF-8"
+    response = answer(request, error.status_code, sentences.get(error.status_code, str(error.detail)))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _database_gone(request: Request, error: OperationalError) -> Response:
-    return _answer(request, 503, "the database does not answer; nothing was changed, try again in a moment")
+    return answer(request, 503, "the database does not answer; nothing was changed, try again in a moment")
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
@@ -90,6 +142,11 @@ HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] =
     NoFileError: _no_file,
     jobs.RefusedError: _refused,
     jobs.TooLateError: _too_late,
+    jobs.NotYoursError: _not_yours,
+    jobs.TooManyError: _too_many,
+    UnknownKeyError: _unknown_key,
+    UnknownWorkerError: _unknown_worker,
+    AccessError: _no_access,
     HTTPException: _http,
     OperationalError: _database_gone,
 }
