@@ -11,19 +11,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 
 import uvicorn
 from filelock import FileLock, Timeout
+from sqlalchemy.exc import SQLAlchemyError
 
+from service import healing
 from service.app import create_app
+from service.callers import Scope
 from service.db import connect, migrate
+from service.keys import somebody_may
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 _LONGEST_BACKOFF = 30.0
 
 
-class StartError(Exception):
+class StartError(ValueError):
     """The service cannot start; the message says what to do."""
 
 
@@ -46,7 +51,9 @@ def embedded(settings: Settings) -> Iterator[Server]:
     Raises StartError where the data directory is in use, the port is taken or settings ask for compose mode.
     """
     if settings.broker_url:
-        raise StartError("DKLBENCH_BROKER_URL is set: start uvicorn and Celery workers instead, see README")
+        raise StartError(
+            "DKLBENCH_BROKER_URL is set: start `dklbench serve` and Celery workers instead, see docs/operations.md"
+        )
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(settings.data_dir / "service.lock")
     try:
@@ -57,14 +64,15 @@ def embedded(settings: Settings) -> Iterator[Server]:
         ) from None
     try:
         _check_port(settings)
-        migrate(connect(settings.database))
+        _prepare_database(settings)
         workers = [_Worker(settings, gpu) for gpu in _gpus(settings) or [None]]
         try:
             config = uvicorn.Config(
-                create_app(settings),
+                create_app(settings.model_copy(update={"anonymous": _anonymous(settings)})),
                 host=settings.host,
                 port=settings.port,
-                log_level="warning",
+                log_config=None,
+                access_log=False,
                 timeout_graceful_shutdown=5,
             )
             yield Server(config)
@@ -75,6 +83,33 @@ def embedded(settings: Settings) -> Iterator[Server]:
                 worker.join()
     finally:
         lock.release()
+
+
+def _prepare_database(settings: Settings) -> None:
+    """Migrated, and with a key where others than this machine's users can ask."""
+    db = connect(settings.database)
+    try:
+        migrate(db)
+        if not _is_loopback(settings.host) and not somebody_may(db, "submit", "admin"):
+            raise StartError(
+                f"others could use this service at {settings.host}, and it has no API key yet; make one first: "
+                "dklbench keys create NAME --scope admin"
+            )
+    finally:
+        db.dispose()
+
+
+def _anonymous(settings: Settings) -> Scope:
+    """What one may do without a key: all that users do, where nobody but this machine's can ask."""
+    only_here = _is_loopback(settings.host) and not settings.allowed_hosts
+    return settings.anonymous or ("submit" if only_here else "leaderboard")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_port(settings: Settings) -> None:
@@ -121,7 +156,9 @@ class _Worker:
             **settings.as_environment(),
             **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
         }
+        self._name = f"{socket.gethostname()}/{'cpu' if gpu is None else f'gpu{gpu}'}"
         self._log_path = settings.data_dir / f"worker-{gpu or 'cpu'}.log"
+        self._db, self._max_losses = connect(settings.database), settings.max_losses
         self._halting = threading.Event()
         self._process = self._start()
         self._thread = threading.Thread(target=self._keep_alive, daemon=True)
@@ -129,7 +166,7 @@ class _Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log_path.open("ab") as log:
-            command = [sys.executable, "-m", "workers", "--parent", str(os.getpid())]
+            command = [sys.executable, "-m", "workers", "--parent", str(os.getpid()), "--name", self._name]
             return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
     def _keep_alive(self) -> None:
@@ -139,11 +176,19 @@ class _Worker:
             code = self._process.wait()
             if self._halting.is_set():
                 return
+            self._give_its_jobs_back()
             pause = 1.0 if time.monotonic() - started > 60 else min(pause * 2, _LONGEST_BACKOFF)
             _log.warning("a worker ended with code %d, see %s; starting another", code, self._log_path)
             self._halting.wait(pause)
             if not self._halting.is_set():
                 self._process = self._start()
+
+    def _give_its_jobs_back(self) -> None:
+        """What the dead process held need not wait for its lease; where this fails, it does."""
+        try:
+            healing.requeue_orphaned(self._db, self._name, max_losses=self._max_losses)
+        except SQLAlchemyError as error:
+            _log.warning("cannot take back what the worker held (%s); its lease will run out", error)
 
     def halt(self) -> None:
         """Ask the worker to give its job back and stop."""

@@ -7,13 +7,15 @@ import signal
 import threading
 import time
 
-from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
-from service import jobs
+from service import healing, logs
 from service.db import connect
 from service.settings import settings
-from workers.run import halt_on_signals, run_job
+from workers.hardware import describe
+from workers.patience import patiently
+from workers.presence import Presence
+from workers.run import clear_abandoned, halt_on_signals, run_next, worker_name
 
 _IDLE_SECONDS = 0.5
 _log = logging.getLogger(__name__)
@@ -22,27 +24,35 @@ _log = logging.getLogger(__name__)
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--parent", type=int, help="stop in good order when the process with this id is gone")
+    parser.add_argument("--name", default=worker_name(), help="this worker's, which no other living one has")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(process)d %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logs.configure(settings())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent sends SIGTERM
     halt = halt_on_signals()
     if arguments.parent:
         threading.Thread(target=_halt_with, args=(arguments.parent, halt), daemon=True).start()
-    db = connect(settings().database)
-    while not halt.is_set():
-        if (job_id := _next(db)) is None:
-            halt.wait(_IDLE_SECONDS)
-        else:
-            run_job(job_id, settings=settings(), db=db, halt=halt)
+    work(arguments.name, halt)
 
 
-def _next(db: Engine) -> str | None:
+def work(name: str, halt: threading.Event) -> None:
+    """Run jobs until `halt` is set."""
+    own = settings()
+    db = connect(own.database)
+    worker = describe(name, own)
+    patiently(lambda: healing.requeue_orphaned(db, name, max_losses=own.max_losses))
+    clear_abandoned(db, own)
+    presence = Presence(db, worker, own).start()
     try:
-        return jobs.next_ready(db)
-    except OperationalError as error:
-        _log.warning("cannot read the ledger: %s", error)
-        return None
+        while not halt.is_set():
+            try:
+                busy = presence.accepts and run_next(worker=worker, settings=own, db=db, halt=halt)
+            except OperationalError as error:
+                _log.warning("cannot read the ledger: %s", error)
+                busy = False
+            if not busy:
+                halt.wait(_IDLE_SECONDS)
+    finally:
+        presence.end()
 
 
 def _halt_with(parent: int, halt: threading.Event) -> None:
@@ -51,4 +61,5 @@ def _halt_with(parent: int, halt: threading.Event) -> None:
     halt.set()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,11 +5,21 @@ the ledger's claim makes it exactly one run. Run with REMAP_SIGTERM=SIGQUIT, so 
 job back instead of finishing it.
 """
 
-from celery import Celery
+import os
+import threading
+from typing import Any
 
+from celery import Celery, signals
+from kombu import Queue
+
+from service import healing, logs, registry
 from service.db import connect
-from service.queue import QUEUE, TASK
+from service.queue import TASK
 from service.settings import settings
+from workers.hardware import describe
+from workers.patience import patiently
+from workers.presence import Presence
+from workers.run import clear_abandoned, halt_on_signals, run_next
 
 app = Celery("dklbench", broker=settings().broker_url)
 app.conf.update(
@@ -39,14 +49,53 @@ app.conf.update(
     # At SIGTERM the child learns of the shutdown when the soft one ends; from then on it may take its time.
     worker_soft_shutdown_timeout=1,
     worker_send_task_events=False,
-    worker_hijack_root_logger=False,
-    task_default_queue=QUEUE,
+    task_queues=[Queue(name) for name in settings().queues],
+    task_default_queue=settings().queues[0],
 )
 
 
-@app.task(name=TASK)
-def run_job(job_id: str) -> None:
-    """Run one job. The message is only its id; everything else is in the ledger."""
-    from workers import run
+_present: list[Presence] = []
+"""Of this process, where it is a worker's main one."""
 
-    run.run_job(job_id, settings=settings(), db=connect(settings().database), halt=run.halt_on_signals())
+
+@signals.setup_logging.connect
+def _configure_logs(**_: object) -> None:
+    logs.configure(settings())
+
+
+@signals.worker_ready.connect
+def _arrive(sender: Any, **_: object) -> None:
+    """Enter the list of workers; while it drains, the worker does not listen to its queues."""
+    own, node = settings(), sender.hostname
+
+    def listen(accepts: bool) -> None:
+        change = app.control.add_consumer if accepts else app.control.cancel_consumer
+        for queue in own.queues:
+            change(queue, destination=[node])
+
+    worker, db = describe(_name(node, os.getpid()), own), connect(own.database)
+    threading.Thread(target=clear_abandoned, args=(db, own), daemon=True).start()
+    _present.append(Presence(db, worker, own, on_change=listen).start())
+
+
+@signals.worker_shutdown.connect
+def _leave(**_: object) -> None:
+    for presence in _present:
+        presence.end()
+
+
+@app.task(name=TASK, bind=True)
+def run_job(self: Any, job_id: str) -> None:
+    """Look into the ledger for something to do. The message is only a knock; everything else is in the ledger."""
+    own = settings()
+    db = connect(own.database)
+    worker = describe(_name(self.request.hostname, os.getppid()), own)
+    # A worker has one child at a time: what an earlier one held is held by nobody.
+    patiently(lambda: healing.requeue_orphaned(db, worker.name, max_losses=own.max_losses))
+    if not patiently(lambda: registry.is_draining(db, worker.name)):
+        run_next(worker=worker, settings=own, db=db, halt=halt_on_signals())
+
+
+def _name(node: str, main_pid: int) -> str:
+    """Two workers that somebody started under the same node name must not be taken for one."""
+    return f"{node}/{main_pid}"

@@ -1,37 +1,47 @@
-"""run_job(): claim a job, run it with the library, write down what it says. The same for Celery and embedded."""
+"""run_next(): claim what this worker should do now, run it with the library, write down what it says.
+
+The same for Celery and embedded workers.
+"""
 
 import logging
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
+from structlog.contextvars import bound_contextvars
 
-from dkl.events import Finished, Progress
-from dkl.protocols import Checkpoint, JobResult
-from service import jobs
-from service.artifacts import Artifacts
+from dkl.events import Event, Finished, Progress
+from dkl.protocols import Checkpoint, Evaluate, JobResult
+from service import claims, files, jobs, waiting, workdirs
+from service.artifacts import Store, store_for
+from service.moves import TERMINAL
 from service.queue import ring
+from service.registry import Description
 from service.settings import Settings
+from service.space import enough_space
+from workers.heart import Heart
+from workers.patience import patiently
+from workers.together import Left, Step, evaluate_together
+from workers.trouble import explains_itself, is_of_the_gpu, passes
 
 _log = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 0.5
-_LEFT = {"train": "model.safetensors", "evaluate": "evidence.safetensors"}
+_PAUSE_SECONDS = 15.0
+"""Before a job that met a full disk or the like is tried again."""
+_LEAVES = {"train": "model.safetensors", "import": "model.safetensors", "evaluate": "evidence.safetensors"}
 """The file that a job of each kind leaves; one of corruptions leaves its result alone."""
-_T = TypeVar("_T")
+_quiet_until = 0.0
 
 
-def worker_name() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+class BrokenWorkerError(Exception):
+    """This process should not run another job: start a fresh one."""
 
 
 def halt_on_signals() -> threading.Event:
@@ -45,109 +55,161 @@ def halt_on_signals() -> threading.Event:
     return halt
 
 
-def run_job(job_id: str, *, settings: Settings, db: Engine, halt: threading.Event) -> None:
-    """Run the job to its end, or until it is cancelled, lost to another worker, or `halt` is set.
-
-    A message about a job that is not ready, running elsewhere or over is dropped here: the claim gets nothing.
+def run_next(*, worker: Description, settings: Settings, db: Engine, halt: threading.Event) -> bool:
+    """Run the job that this worker should do now, to its end, or until it is canceled, lost to another worker, or
+    `halt` is set. False where there is none. BrokenWorkerError where the GPU failed.
     """
-    take = partial(jobs.claim, db, job_id, worker=worker_name(), lease_seconds=settings.lease_seconds)
-    claim = _patiently(take)
-    if claim is None:
-        _log.info("job %s is not to be had; dropping the message", job_id)
-        return
-    _log.info("running job %s, attempt %d", job_id, claim.attempt)
+    if (claim := _claim(worker, settings, db)) is None:
+        return False
+    _log.info("running job %s, attempt %d", claim.job_id, claim.attempt)
     try:
-        with _Heart(db, claim, settings) as heart:
-            _run_claimed(claim, settings, db, stop=lambda: halt.is_set() or heart.stop.is_set())
-    except jobs.ClaimLostError as error:
-        _log.warning("stopping job %s: %s", job_id, error)
-    _patiently(partial(ring, db, settings))
+        with bound_contextvars(job_id=claim.job_id, attempt=claim.attempt), Heart(db, claim, settings) as heart:
+            _run_claimed(claim, worker, settings, db, stop=lambda: halt.is_set() or heart.stop.is_set())
+    except claims.ClaimLostError as error:
+        _log.info("leaving job %s: %s", claim.job_id, error)
+    finally:
+        _clear_away(claim, settings, db)
+    patiently(partial(ring, db, settings))
+    return True
 
 
-def _run_claimed(claim: jobs.Claim, settings: Settings, db: Engine, stop: Callable[[], bool]) -> None:
+def _claim(worker: Description, settings: Settings, db: Engine) -> claims.Claim | None:
+    if not enough_space(settings):
+        _say_full(settings)
+        return None
+    while (job_id := waiting.next_ready(db, worker.offer)) is not None:
+        claim = claims.claim(
+            db, job_id, worker=worker.name, lease_seconds=settings.lease_seconds, offer=worker.offer
+        )
+        if claim is not None:  # nobody was faster
+            return claim
+    return None
+
+
+def _say_full(settings: Settings) -> None:
+    """Once a minute: a log must not fill the rest of the disk."""
+    global _quiet_until  # noqa: PLW0603  (a process has one log)
+    if time.monotonic() >= _quiet_until:
+        _quiet_until = time.monotonic() + 60
+        _log.warning(
+            "less than %d bytes are free in %s: taking no job", settings.min_free_bytes, settings.data_dir
+        )
+
+
+def _run_claimed(
+    claim: claims.Claim, worker: Description, settings: Settings, db: Engine, stop: Callable[[], bool]
+) -> None:
+    store = store_for(settings)
     workdir = settings.workdir(claim.job_id)
+    broken = False
+    end: Callable[[], None]
     try:
-        finished = _follow(claim, workdir, settings, db, stop)
-        if finished and (left := _LEFT.get(finished.result.kind)):  # the file before the result that names it
-            Artifacts(settings.artifacts_dir).put(workdir / left)
-    except jobs.ClaimLostError:
+        finished = _follow(claim, workdir, worker, settings, db, store, stop)
+        if isinstance(finished, Left):
+            return
+        if finished and (name := _LEAVES.get(finished.result.kind)):  # the file before the result that names it
+            patiently(partial(files.keep, db, store, workdir / name, key_id=claim.key_id))
+    except claims.ClaimLostError:
         raise
-    except (ValueError, ArithmeticError, MemoryError) as error:  # what the library explains itself
-        _log.warning("job %s failed: %s", claim.job_id, error)
-        end = partial(jobs.fail, db, claim, str(error))
     except Exception as error:
-        _log.exception("job %s failed", claim.job_id)
-        end = partial(jobs.fail, db, claim, f"{type(error).__name__}: {error}; the worker's log has the traceback")
+        broken = is_of_the_gpu(error)
+        end = _ended_by(error, claim, settings, db)
     else:
-        end = partial(jobs.finish, db, claim, finished) if finished else partial(jobs.stopped, db, claim)
-    _patiently(end)
-    if _patiently(partial(jobs.get, db, claim.job_id)).status in jobs.TERMINAL:
-        shutil.rmtree(workdir, ignore_errors=True)  # all that counts is in the ledger and the artifacts now
+        end = partial(claims.finish, db, claim, finished) if finished else partial(claims.stopped, db, claim)
+    patiently(end)
+    if broken:
+        raise BrokenWorkerError(claim.job_id)
+
+
+def _ended_by(error: Exception, claim: claims.Claim, settings: Settings, db: Engine) -> Callable[[], None]:
+    """What to tell the ledger."""
+    if passes(error):
+        _log.warning("job %s had a setback: %s", claim.job_id, error)
+        return partial(claims.setback, db, claim, f"{error}; it will resume", pause_seconds=_PAUSE_SECONDS)
+    if is_of_the_gpu(error):
+        _log.exception("the GPU failed under job %s", claim.job_id)
+        reason = f"the GPU of worker {claim.worker} failed: {str(error).partition(chr(10))[0]}"
+        return partial(claims.broken, db, claim, reason, max_losses=settings.max_losses)
+    if explains_itself(error):
+        _log.warning("job %s failed: %s", claim.job_id, error)
+        return partial(claims.fail, db, claim, str(error))
+    _log.exception("job %s failed", claim.job_id)
+    reason = f"{type(error).__name__}: {error}; the worker's log has the traceback"
+    return partial(claims.fail, db, claim, reason)
 
 
 def _follow(
-    claim: jobs.Claim, workdir: Path, settings: Settings, db: Engine, stop: Callable[[], bool]
-) -> Finished | None:
+    claim: claims.Claim,
+    workdir: Path,
+    worker: Description,
+    settings: Settings,
+    db: Engine,
+    store: Store,
+    stop: Callable[[], bool],
+) -> Finished | Left | None:
     """Run the recipe and write down its events; None where it was stopped before the end."""
     from dkl import engine  # imports torch
 
-    def fetch(_: JobResult | Checkpoint) -> Path:
-        assert claim.checkpoint is not None  # the ledger knows it: of an earlier job, or named in the recipe
-        return Artifacts(settings.artifacts_dir).path(claim.checkpoint)
+    def fetch(asked: JobResult | Checkpoint) -> Path:
+        sha256 = claim.checkpoint or (asked.checkpoint if isinstance(asked, Checkpoint) else None)
+        assert sha256 is not None  # the ledger knows it: of an earlier job, or named in the recipe
+        return patiently(partial(store.fetch, sha256))
 
     device = engine.pick_device(settings.device)
-    events = engine.run(claim.recipe, workdir, device=device, data_dir=settings.datasets_dir, fetch=fetch)
+    data_dir = settings.datasets_dir
+    if isinstance(claim.recipe, Evaluate):
+        steps = evaluate_together(
+            claim.recipe,
+            claim,
+            workdir=workdir,
+            device=device,
+            data_dir=data_dir,
+            fetch=fetch,
+            db=db,
+            store=store,
+            offer=worker.offer,
+        )
+    else:
+        steps = _alone(engine.run(claim.recipe, workdir, device=device, data_dir=data_dir, fetch=fetch))
     quiet_until = 0.0
+    with closing(steps):
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                ended: Finished | Left = end.value
+                return ended
+            go_on = True
+            if step != "idle" and not (isinstance(step, Progress) and time.monotonic() < quiet_until):
+                go_on = patiently(partial(claims.append, db, claim, step))
+                if isinstance(step, Progress):
+                    quiet_until = time.monotonic() + _PROGRESS_SECONDS
+            if stop() or not go_on:
+                return None
+
+
+def _alone(events: Generator[Event, None, None]) -> Generator[Step, None, Finished | Left]:
+    """A job that one worker runs from beginning to end."""
     with closing(events):
         for event in events:
             if isinstance(event, Finished):
                 return event
-            skip = isinstance(event, Progress) and time.monotonic() < quiet_until
-            if isinstance(event, Progress) and not skip:
-                quiet_until = time.monotonic() + _PROGRESS_SECONDS
-            go_on = skip or _patiently(partial(jobs.append, db, claim, event))
-            if stop() or not go_on:
-                return None
+            yield event
     raise AssertionError("the engine ended without Finished")
 
 
-class _Heart:
-    """Beats while the job runs; `stop` is set when the job is to be cancelled or belongs to another worker."""
-
-    def __init__(self, db: Engine, claim: jobs.Claim, settings: Settings) -> None:
-        self.stop = threading.Event()
-        self._over = threading.Event()
-        self._db, self._claim, self._settings = db, claim, settings
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> "_Heart":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._over.wait(self._settings.heartbeat_seconds):
-            try:
-                lease = self._settings.lease_seconds
-                if not jobs.heartbeat(self._db, self._claim, lease_seconds=lease):
-                    self.stop.set()
-            except jobs.ClaimLostError:
-                self.stop.set()
-                return
-            except OperationalError as error:
-                _log.warning("a heartbeat of job %s got lost: %s", self._claim.job_id, error)
+def _clear_away(claim: claims.Claim, settings: Settings, db: Engine) -> None:
+    """Once the job has ended, all that counts is in the ledger and the store."""
+    if patiently(partial(jobs.get, db, claim.job_id)).status in TERMINAL:
+        shutil.rmtree(settings.workdir(claim.job_id), ignore_errors=True)
 
 
-def _patiently(call: Callable[[], _T]) -> _T:
-    """The call's result; while the database is away, wait for it. A claim may be lost meanwhile, no result is."""
-    delay = 0.5
-    while True:
-        try:
-            return call()
-        except OperationalError as error:
-            _log.warning("the database does not answer (%s); trying again in %g s", error, delay)
-            time.sleep(delay)
-            delay = min(delay * 2, 30)
+def clear_abandoned(db: Engine, settings: Settings) -> None:
+    """What jobs that have ended elsewhere left in this machine's work folder. For a worker's start."""
+    for folder, _ in patiently(lambda: list(workdirs.abandoned(db, settings))):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def worker_name() -> str:
+    """Of a process that nobody gave one."""
+    return f"{os.uname().nodename}/{os.getpid()}"

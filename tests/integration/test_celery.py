@@ -4,12 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 import redis
 from processes import BIN, Processes, answers, ends, free_port, in_epoch, wait_until
 
+from service import registry
+from service.callers import COMMAND_LINE
 from service.client import Client
 from service.db import connect, migrate
 from service.queue import CeleryQueue
@@ -41,7 +45,9 @@ def deployed(settings: Settings, postgres_url: str, broker: redis.Redis) -> Sett
     database = connect(postgres_url)
     migrate(database)
     database.dispose()
-    return settings.model_copy(update={"database_url": postgres_url, "broker_url": REDIS})
+    return settings.model_copy(
+        update={"database_url": postgres_url, "broker_url": REDIS, "queues": ("gpu", "big")}
+    )
 
 
 @pytest.fixture
@@ -114,7 +120,7 @@ def test_a_message_delivered_many_times_runs_once(
     job_id = client.submit("natural-digits", {"epochs": 2})["id"]
     queue = CeleryQueue(deployed.broker_url)
     for _ in range(3):
-        queue.send(job_id)
+        queue.send(job_id, "gpu")
     queue.close()
     start_worker()
     assert ends(client, job_id)["attempt"] == 1
@@ -140,3 +146,46 @@ def test_cancel_ends_within_seconds(client: Client, start_worker: Callable[[], W
     client.cancel(job_id)
     wait_until(lambda: client.job(job_id)["status"] == "canceled", 15, "the job to end")
     ends(client, client.submit("natural-digits", {"epochs": 1})["id"])
+
+
+def test_the_child_alone_dies_and_its_job_goes_on_at_once(
+    client: Client, deployed: Settings, start_worker: Callable[[], Worker]
+) -> None:
+    """The next child of the same worker knows that the last one is dead, before the lease has run out."""
+    worker = start_worker()
+    job_id = client.submit("ikl-at-digits", LONGER)["id"]
+    wait_until(lambda: in_epoch(client, job_id, 2), what="epoch 2")
+    child = max(psutil.Process(worker.pid).children(), key=lambda process: process.memory_info().rss)
+    child.kill()
+    assert ends(client, job_id)["attempt"] == 2
+    said = [event.data["reason"] for event in client.watch(job_id) if event.kind == "status"]
+    assert any(str(reason).startswith("its process on worker") or "went silent" in str(reason) for reason in said)
+
+
+def test_a_worker_that_drains_listens_to_nobody(
+    client: Client, deployed: Settings, start_worker: Callable[[], Worker]
+) -> None:
+    db = connect(deployed.database)
+    start_worker()
+    wait_until(lambda: registry.workers(db), what="the worker to arrive")
+    (worker,) = registry.workers(db)
+    registry.drain(db, worker.name, caller=COMMAND_LINE)
+    time.sleep(3)  # a beat
+    job_id = client.submit("natural-digits", {"epochs": 1})["id"]
+    time.sleep(3)
+    assert client.job(job_id)["status"] == "queued"
+    registry.resume(db, worker.name, caller=COMMAND_LINE)
+    ends(client, job_id)
+    db.dispose()
+
+
+def test_jobs_go_to_the_workers_of_their_queue(client: Client, deployed: Settings, processes: Processes) -> None:
+    """The service knows both queues; the worker serves one of them."""
+    own = deployed.model_copy(update={"queues": ("gpu",)})
+    processes.start(
+        str(BIN / "celery"), "-A", "workers.app", "worker", "--loglevel", "INFO",
+        environment={**own.as_environment(), "REMAP_SIGTERM": "SIGQUIT"},
+    )  # fmt: skip
+    elsewhere = client.submit("natural-digits", {"epochs": 1}, queue="big")["id"]
+    ends(client, client.submit("natural-digits", {"epochs": 1})["id"])
+    assert client.job(elsewhere)["status"] == "queued"
