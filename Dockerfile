@@ -1,5 +1,8 @@
 # Two images from one file: `service` (web and REST, no torch) and `worker` (runs the jobs on a GPU).
-FROM python:3.12-slim AS build
+# Pin the base by digest where you build for production: --build-arg PYTHON=python:3.12-slim-trixie@sha256:...
+ARG PYTHON=python:3.12-slim-trixie
+
+FROM ${PYTHON} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY dkl dkl
@@ -8,19 +11,32 @@ COPY workers workers
 COPY migrations migrations
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
-FROM python:3.12-slim AS service
-RUN --mount=from=build,source=/wheels,target=/wheels pip install --no-cache-dir /wheels/*.whl \
-    && useradd --uid 10001 --create-home dklbench && install -d -o dklbench /data
-ENV DKLBENCH_DATA_DIR=/data
-USER dklbench
-EXPOSE 8000
-CMD ["uvicorn", "service.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", \
-     "--timeout-graceful-shutdown", "5"]
+# What both have in common: nobody is root, nothing is written outside of /data and /tmp, no byte code at run time.
+FROM ${PYTHON} AS base
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp dklbench && install -d -o dklbench -m 0750 /data
+ENV DKLBENCH_DATA_DIR=/data DKLBENCH_LOG_FORMAT=json HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+WORKDIR /tmp
 
-FROM python:3.12-slim AS worker
-# The CUDA libraries come with torch's wheels; the driver comes from the host.
-RUN --mount=from=build,source=/wheels,target=/wheels pip install --no-cache-dir "$(echo /wheels/*.whl)[engine]" \
-    && useradd --uid 10001 --create-home dklbench && install -d -o dklbench /data
-ENV DKLBENCH_DATA_DIR=/data REMAP_SIGTERM=SIGQUIT PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+FROM base AS service
+RUN --mount=from=build,source=/wheels,target=/wheels --mount=type=cache,target=/root/.cache/pip \
+    pip install "$(echo /wheels/*.whl)[s3]"
 USER dklbench
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=3)"]
+CMD ["dklbench", "serve", "--host", "0.0.0.0", "--port", "8000"]
+
+FROM base AS worker
+# The one compiler here: recipes with `compile` have Triton build a launcher for every kernel, with gcc.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+# The CUDA libraries come with torch's wheels; the driver comes from the host.
+RUN --mount=from=build,source=/wheels,target=/wheels --mount=type=cache,target=/root/.cache/pip \
+    pip install "$(echo /wheels/*.whl)[engine,s3]"
+# Compiled kernels are kept in /data: a tmpfs may not be executed from.
+ENV REMAP_SIGTERM=SIGQUIT PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True MPLCONFIGDIR=/tmp/matplotlib \
+    XDG_CACHE_HOME=/data/cache TORCHINDUCTOR_CACHE_DIR=/data/cache/inductor TRITON_CACHE_DIR=/data/cache/triton
+USER dklbench
+VOLUME /data
+HEALTHCHECK --interval=30s --timeout=20s --start-period=120s --retries=3 CMD ["dklbench", "worker-health"]
 CMD ["celery", "-A", "workers.app", "worker", "--loglevel", "INFO"]

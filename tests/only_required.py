@@ -1,0 +1,53 @@
+"""The `dklbench` command of the package in the folder of the first argument, with nothing importable but what
+installing it without extras brings. What else this environment has is refused."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+def add(text, found):
+    """What a requirement brings, with what that requires."""
+    wanted = Requirement(text)
+    name, extras = canonicalize_name(wanted.name), {"", *wanted.extras}
+    if extras <= found.get(name, set()):
+        return found
+    found.setdefault(name, set()).update(extras)
+    try:
+        needs = requires(name) or []
+    except PackageNotFoundError:  # of another platform
+        return found
+    for need in needs:
+        marker = Requirement(need).marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+            add(need.partition(";")[0], found)
+    return found
+
+
+allowed = add("dkl-bench", {}).keys()
+assert "torch" not in allowed
+assert "sqlalchemy" in allowed
+kept = {module: set(map(canonicalize_name, names)) for module, names in packages_distributions().items()}
+
+
+class Refuse:
+    def find_spec(self, module, path=None, target=None):
+        owners = kept.get(module.partition(".")[0])
+        if owners and not owners & allowed:
+            raise ModuleNotFoundError(f"{module} is not required by dkl-bench", name=module)
+
+
+sys.meta_path.insert(0, Refuse())
+for module in ("torch", "sklearn", "boto3", "pytest"):
+    try:
+        __import__(module)
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(module)
+import service  # noqa: E402
+from service.cli import main  # noqa: E402
+
+assert service.__file__.startswith(sys.argv.pop(1)), service.__file__
+main()
