@@ -1,4 +1,4 @@
-"""create_app(settings): the routes, the errors, and the two tasks that run beside them."""
+"""create_app(settings): the routes, the errors, and the tasks that run beside them."""
 
 import asyncio
 import logging
@@ -7,23 +7,44 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.staticfiles import StaticFiles
-from sqlalchemy import Engine, text
+from prometheus_client import Counter
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
 
-from service import api, jobs, pages
+from service import (
+    api,
+    api_keys,
+    api_uploads,
+    api_webhooks,
+    api_workers,
+    healing,
+    health,
+    metrics,
+    pages,
+    pages_keys,
+    pages_workers,
+)
+from service.collect import collect_alone
 from service.db import connect
+from service.guards import BodyLimit, HostCheck
 from service.headers import SecurityHeaders
-from service.problems import HANDLERS, Problem
+from service.observed import Observed
+from service.openapi import Documented
+from service.problems import HANDLERS, answer
 from service.queue import ring
 from service.settings import Settings
 from service.settings import settings as process_settings
-from service.state import State, state_of
+from service.state import State
 from service.streams import POLL_SECONDS
+from service.webhooks import deliver_due
 
+MAX_BODY_BYTES = 2**20
+_COLLECT_SECONDS = 3600.0
+_DELIVER_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -31,31 +52,39 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The web application. Expects a migrated database: `dklbench up` and `dklbench migrate` see to it."""
     settings = settings or process_settings()
     state = State(settings, connect(settings.database))
-    app = FastAPI(
+    observations = metrics.Metrics(settings, state.db)
+    app = Documented(
         title="dkl-bench",
         version="0.1.0",
         description="Adversarial robustness benchmarking: train, attack, rank.",
         lifespan=_lifespan,
         docs_url=None,  # its page loads scripts from a CDN; service/pages.py has one of our own
         redoc_url=None,
-        openapi_url="/api/openapi.json",
-        middleware=[Middleware(SecurityHeaders)],
+        openapi_url=None,  # service/pages.py serves it, to those who may see it
+        middleware=[
+            Middleware(Observed, requests=observations.requests),
+            Middleware(SecurityHeaders),
+            Middleware(HostCheck, settings=settings, answer=answer),
+            Middleware(BodyLimit, limit=MAX_BODY_BYTES, unlimited="/api/v1/uploads/", answer=answer),
+        ],
     )
     app.state.dkl = state
+    app.state.metrics = observations
+    app.state.checks = health.Checks(settings, state.db)
     app.include_router(api.router)
     app.include_router(pages.router)
+    app.include_router(api_uploads.router)
+    app.include_router(api_keys.router)
+    app.include_router(api_webhooks.router)
+    app.include_router(health.router)
+    app.include_router(metrics.router)
+    app.include_router(api_workers.router)
+    app.include_router(pages_keys.router)
+    app.include_router(pages_workers.router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "web" / "static"), name="static")
-    app.get("/healthz", responses={503: {"model": Problem}})(_healthz)
-    for kind, handler in HANDLERS.items():
+    for kind, handler in (HANDLERS | api_uploads.HANDLERS).items():
         app.add_exception_handler(kind, handler)
     return app
-
-
-def _healthz(request: Request) -> dict[str, str]:
-    """Whether the database answers."""
-    with state_of(request).db.connect() as connection:
-        connection.execute(text("SELECT 1"))
-    return {"status": "ok"}
 
 
 # --- beside the routes ------------------------------------------------------------------------------------
@@ -65,10 +94,12 @@ def _healthz(request: Request) -> dict[str, str]:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: State = app.state.dkl
     stop = asyncio.Event()
-    sweep = partial(_sweep, state.settings, state.db)
+    sweep = partial(_sweep, state.settings, state.db, app.state.metrics.requests.leases_expired)
     tasks = [
         asyncio.create_task(_repeat(state.streams.look, POLL_SECONDS, stop)),
         asyncio.create_task(_repeat(sweep, state.settings.sweep_seconds, stop)),
+        asyncio.create_task(_repeat(partial(_deliver, state), _DELIVER_SECONDS, stop)),
+        asyncio.create_task(_repeat(partial(_collect, state, stop), _COLLECT_SECONDS, stop)),
     ]
     try:
         yield
@@ -84,12 +115,29 @@ async def _repeat(work: Callable[[], Awaitable[None]], seconds: float, stop: asy
             await work()
         except SQLAlchemyError as error:
             _log.warning("the database does not answer (%s); trying again in %g s", error, seconds)
+        except Exception:  # of one round; the next ones must come all the same
+            _log.exception("work beside the routes failed; trying again in %g s", seconds)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), seconds)
 
 
-async def _sweep(settings: Settings, db: Engine) -> None:
+async def _deliver(state: State) -> None:
+    """Send the webhooks that are due."""
+    await run_in_threadpool(deliver_due, state.db, state.settings)
+
+
+async def _sweep(settings: Settings, db: Engine, expired: Counter) -> None:
     """Heal what dead workers and lost messages leave behind."""
-    for job_id in await run_in_threadpool(jobs.requeue_lost, db, max_losses=settings.max_losses):
+    for job_id in await run_in_threadpool(healing.requeue_lost, db, max_losses=settings.max_losses):
+        expired.labels("silent").inc()
         _log.warning("took back job %s: its worker went silent", job_id)
+    limits = {"stall_seconds": settings.stall_seconds, "max_losses": settings.max_losses}
+    for job_id in await run_in_threadpool(healing.requeue_stalled, db, **limits):
+        expired.labels("stalled").inc()
+        _log.warning("took back job %s: it made no progress", job_id)
     await run_in_threadpool(ring, db, settings)
+
+
+async def _collect(state: State, stop: asyncio.Event) -> None:
+    """Remove what nothing needs any more, and what interrupted work has left."""
+    await run_in_threadpool(collect_alone, state.db, state.artifacts, state.settings, stop.is_set)

@@ -5,7 +5,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from dkl.local import InterruptedRunError
-from service import commands_client, commands_evidence, commands_local, commands_service
+from service import (
+    commands_client,
+    commands_evidence,
+    commands_files,
+    commands_keys,
+    commands_local,
+    commands_operations,
+    commands_service,
+    commands_upload,
+)
 from service.client import ServiceError
 from service.demo import DemoError
 
@@ -15,20 +24,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Adversarial robustness benchmarking: train, attack, rank.",
 )
-for commands in (commands_service, commands_client, commands_local, commands_evidence):
+for commands in (
+    commands_service,
+    commands_client,
+    commands_local,
+    commands_operations,
+    commands_evidence,
+    commands_files,
+    commands_keys,
+    commands_upload,
+):
     app.add_typer(commands.app)
 
 
 def main() -> None:
     """Entry point: every expected error is one sentence on stderr, and exit code 1."""
-    from service.embedded import StartError
-
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         app()
     except InterruptedRunError as error:
         stderr.print(escape(str(error)))
         raise SystemExit(130) from None
-    except (ServiceError, StartError, DemoError, ValueError, OSError, FloatingPointError, MemoryError) as error:
+    except (ServiceError, DemoError, ValueError, OSError, FloatingPointError, MemoryError) as error:
         stderr.print(f"[red]error:[/] {escape(str(error))}")
         raise SystemExit(1) from None

@@ -1,5 +1,6 @@
 """`dklbench up`, `demo` and `migrate`: the service itself."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -8,8 +9,10 @@ from typing import Annotated
 
 import typer
 
+from service import logs
 from service.client import Client, ServiceError
 from service.demo import tell_the_story
+from service.options import database
 from service.settings import Settings, settings
 from service.terminal import console
 
@@ -25,6 +28,7 @@ def up(host: Host = None, port: Port = None) -> None:
     from service.embedded import embedded
 
     chosen = _settings(host, port)
+    logs.configure(chosen, level=logging.WARNING)
     with embedded(chosen) as server:
         console.print(f"dkl-bench at [bold]{_url(chosen)}[/], data in {chosen.data_dir}; Ctrl-C stops")
         server.run()
@@ -42,6 +46,7 @@ def demo(
     chosen = _settings(host, port)
     if port is None:
         chosen = chosen.model_copy(update={"port": free_port(chosen)})
+    logs.configure(chosen, level=logging.WARNING)
     with _served(chosen):
         url = _url(chosen)
         console.print(f"Two small models learn handwritten digits, one of them adversarially; watch at {url}/jobs")
@@ -57,7 +62,8 @@ def migrate() -> None:
     """Bring the database to the newest schema. `up` does it by itself."""
     from service import db
 
-    db.migrate(db.connect(settings().database))
+    with database() as engine:
+        db.migrate(engine)
 
 
 def _settings(host: str | None, port: int | None) -> Settings:

@@ -1,7 +1,6 @@
 """The HTML pages: the leaderboard, the jobs, one job. Server-rendered; they work without JavaScript."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -9,8 +8,8 @@ from statistics import fmean
 from typing import Annotated, NamedTuple
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,50 +19,64 @@ from dkl.datasets import show_name
 from dkl.documents import show_pixels
 from dkl.protocols import AnyProtocol, CorruptionProtocol
 from service import jobs, leaderboard, wording
-from service.db import Job, JobEvent
-from service.leaderboard import Board, Row, show_suite, why_unranked
+from service.access import Reader, Submitter, needs
+from service.history import history_of, reruns
+from service.outlook import asked, obstacles, outlook
 from service.published import Comparison, compare, entry_of, judged_as_published
+from service.queue import ring
+from service.roster import roster
+from service.rows import Board, show_suite, why_unranked
+from service.scatter import scatter
 from service.state import state_of
 from service.stored import stored_file
+from service.tables import Job, JobEvent
 from service.training import training_of
 from service.verdict import curve_of, verdict_of
 
 _WEB = Path(__file__).parent / "web"
 router = APIRouter(include_in_schema=False)
-_templates = Jinja2Templates(directory=_WEB / "templates")
-_templates.env.trim_blocks = _templates.env.lstrip_blocks = True
+templates = Jinja2Templates(directory=_WEB / "templates")
+templates.env.trim_blocks = templates.env.lstrip_blocks = True
 _MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 
 
 # --- routes -----------------------------------------------------------------------------------------------
 
 
-@router.get("/")
+@router.get("/", dependencies=[needs("leaderboard")])
 def leaderboard_page(request: Request, question: Annotated[leaderboard.Question, Query()]) -> Response:
     found = leaderboard.find(state_of(request).db, question)
     context = {
         "found": found,
         "sort": question.sort,
         "search": question.search,
-        "scatter": _scatter(found.rows),
+        "page": question.page,
+        "limit": question.limit,
+        "scatter": scatter(found.rows),
     }
-    return _templates.TemplateResponse(request, "leaderboard.html", context)
+    return templates.TemplateResponse(request, "leaderboard.html", context)
 
 
-@router.get("/jobs")
+@router.get("/jobs", dependencies=[needs("read")])
 def jobs_page(request: Request) -> Response:
-    db = state_of(request).db
+    state = state_of(request)
+    db = state.db
     newest = jobs.recent(db)
     known = {job.id: job for job in newest}
     parents = {
         job.parent_id: known.get(job.parent_id) or jobs.get(db, job.parent_id) for job in newest if job.parent_id
     }
-    context = {"jobs": newest, "parents": parents, "busy": any(job.status not in jobs.TERMINAL for job in newest)}
-    return _templates.TemplateResponse(request, "jobs.html", context)
+    context = {
+        "jobs": newest,
+        "parents": parents,
+        "obstacles": obstacles(db, newest, roster(db, lease_seconds=state.settings.lease_seconds)),
+        "busy": any(job.status not in jobs.TERMINAL for job in newest),
+    }
+    return templates.TemplateResponse(request, "jobs.html", context)
 
 
 @router.get("/jobs/{job_id}")
-def job_page(job_id: str, request: Request) -> Response:
+def job_page(job_id: str, request: Request, caller: Reader) -> Response:
     state = state_of(request)
     db = state.db
     job = jobs.get(db, job_id)
@@ -76,7 +89,12 @@ def job_page(job_id: str, request: Request) -> Response:
         "over": job.status in jobs.TERMINAL,
         "parent": parent,
         "children": children,
-        "history": [event for event in events if event.kind in {"status", "started", "adjusted"}],
+        "mine": caller.may("submit") and caller.owns(job.key_id),
+        "asked": asked(job),
+        "outlook": outlook(db, job, roster(db, lease_seconds=state.settings.lease_seconds)),
+        "grace_seconds": state.settings.grace_seconds,
+        "reruns": reruns(db, job_id),
+        "history": history_of(events),
         "training": training_of(job, events) if job.kind == "train" else None,
         "verdict": verdict,
         "curve": curve_of(verdict.points) if verdict else None,
@@ -85,20 +103,31 @@ def job_page(job_id: str, request: Request) -> Response:
         "judges": _judges(job),
         "published": _published(job, parent, children),
     }
-    return _templates.TemplateResponse(request, "job.html", context)
+    return templates.TemplateResponse(request, "job.html", context)
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(job_id: str, request: Request, sec_fetch_site: Annotated[str, Header()] = "none") -> Response:
-    if sec_fetch_site not in {"same-origin", "none"}:
-        raise HTTPException(403, "another site asked to cancel this job; open the job here and cancel it yourself")
-    jobs.cancel(state_of(request).db, job_id)
+def cancel_job(job_id: str, request: Request, caller: Submitter) -> Response:
+    jobs.cancel(state_of(request).db, job_id, caller=caller)
     return RedirectResponse(f"/jobs/{job_id}", 303)
 
 
-@router.get("/api/docs")
+@router.post("/jobs/{job_id}/rerun")
+def rerun_job(job_id: str, request: Request, caller: Submitter) -> Response:
+    state = state_of(request)
+    job = jobs.rerun(state.db, job_id, caller=caller, max_queued=state.settings.max_queued)
+    ring(state.db, state.settings)
+    return RedirectResponse(f"/jobs/{job.id}", 303)
+
+
+@router.get("/api/docs", dependencies=[needs("leaderboard")])
 def api_page(request: Request) -> Response:
-    return _templates.TemplateResponse(request, "api.html", {"api": request.app.openapi()})
+    return templates.TemplateResponse(request, "api.html", {"api": request.app.openapi()})
+
+
+@router.get("/api/openapi.json", dependencies=[needs("leaderboard")])
+def api_document(request: Request) -> JSONResponse:
+    return JSONResponse(request.app.openapi())
 
 
 def wants_html(request: Request) -> bool:
@@ -107,7 +136,7 @@ def wants_html(request: Request) -> bool:
 
 
 def error_page(request: Request, status: int, sentence: str) -> Response:
-    return _templates.TemplateResponse(request, "error.html", {"status": status, "sentence": sentence}, status)
+    return templates.TemplateResponse(request, "error.html", {"status": status, "sentence": sentence}, status)
 
 
 # --- what a job page shows --------------------------------------------------------------------------------
@@ -183,53 +212,6 @@ def _says_autoattack(job: Job) -> bool:
     return ranked and show_suite(job).startswith("AutoAttack standard")
 
 
-# --- the picture of a board -------------------------------------------------------------------------------
-
-
-class Dot(NamedTuple):
-    row: Row
-    x: float
-    y: float
-
-
-class Scatter(NamedTuple):
-    """Clean against robust accuracy in a frame of 100 x 100, y downwards."""
-
-    dots: list[Dot]
-    x_ticks: list[tuple[float, float]]
-    """Place and value."""
-    y_ticks: list[tuple[float, float]]
-
-
-def _scatter(rows: Sequence[Row]) -> Scatter | None:
-    if not rows:
-        return None
-    x_ticks = _ticks([row.clean_accuracy for row in rows])
-    y_ticks = _ticks([row.robust_accuracy for row in rows])
-    dots = [
-        Dot(row, _place(row.clean_accuracy, x_ticks), 100 - _place(row.robust_accuracy, y_ticks)) for row in rows
-    ]
-    return Scatter(
-        dots,
-        [(_place(value, x_ticks), value) for value in x_ticks],
-        [(100 - _place(value, y_ticks), value) for value in y_ticks],
-    )
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers that enclose `values` with some air, within [0, 1]."""
-    low, high = min(values), max(values)
-    span = max(high - low, 0.04)
-    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if span / step <= 6 or step == 0.2)
-    first = max(0, math.floor((low - span / 12) / step + 1e-9))
-    last = min(round(1 / step), math.ceil((high + span / 12) / step - 1e-9))
-    return [round(i * step, 2) for i in range(first, last + 1)]
-
-
-def _place(value: float, ticks: Sequence[float]) -> float:
-    return round(100 * (value - ticks[0]) / (ticks[-1] - ticks[0]), 2)
-
-
 # --- what templates call ----------------------------------------------------------------------------------
 
 
@@ -253,8 +235,9 @@ def _architecture(job: Job) -> str:
         return str(document.get("kind", "a network"))
 
 
-def _board_url(board: Board, **more: str) -> str:
-    return "/?" + urlencode({"dataset": board.dataset, "norm": board.norm, "eps": repr(board.eps), **more})
+def _board_url(board: Board, **more: str | int) -> str:
+    asked = {"dataset": board.dataset, "norm": board.norm, "eps": repr(board.eps), **more}
+    return "/?" + urlencode({name: value for name, value in asked.items() if value})
 
 
 @cache
@@ -264,7 +247,7 @@ def _asset(name: str) -> str:
     return f"/static/{name}?v={digest[:8]}"
 
 
-_templates.env.filters.update(
+templates.env.filters.update(
     pixels=show_pixels,
     dataset=show_name,
     percent=wording.percent,
@@ -272,6 +255,7 @@ _templates.env.filters.update(
     many=wording.many,
     duration=wording.duration,
     ago=wording.ago,
+    since=wording.since,
     when=wording.when,
     title_of=_title,
     suite_of=show_suite,
@@ -280,4 +264,4 @@ _templates.env.filters.update(
     architecture=_architecture,
     fields=wording.fields,
 )
-_templates.env.globals.update(asset=_asset, board_url=_board_url)
+templates.env.globals.update(asset=_asset, board_url=_board_url)

@@ -3,7 +3,8 @@
 from fastapi import Request
 from sqlalchemy import Engine
 
-from service.artifacts import Artifacts
+from service.artifacts import Store, store_for
+from service.limits import Limits
 from service.settings import Settings
 from service.streams import Streams
 
@@ -12,8 +13,9 @@ class State:
     def __init__(self, settings: Settings, db: Engine) -> None:
         self.settings = settings
         self.db = db
-        self.artifacts = Artifacts(settings.artifacts_dir)
+        self.artifacts: Store = store_for(settings)
         self.streams = Streams(db)
+        self.limits = Limits(settings)
 
 
 def state_of(request: Request) -> State:

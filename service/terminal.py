@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dkl.catalog import RECIPES, Named
 from service.client import Event
-from service.wording import duration
+from service.wording import duration, since
 
 console = Console(highlight=False)
 
@@ -20,7 +20,8 @@ console = Console(highlight=False)
 class Bars:
     """Live progress bars, one per job: `with Bars() as bars: bars.follow(bars.add("name"), events)`. Thread-safe.
 
-    With `epochs` every epoch of a training leaves a line above the bars, for one job at a time.
+    With `epochs` every epoch of a training leaves a line above the bars, for one job at a time, and so does every
+    worker that joins or leaves an evaluation.
     """
 
     def __init__(self, *, epochs: bool = False) -> None:
@@ -63,6 +64,11 @@ class Bars:
                 status = data["status"]
                 if status in {"failed", "canceled", "cancelling"}:
                     self._progress.update(bar, state=f"[red]{status}: {escape(data['reason'] or '')}")
+                elif status == "queued" and data["reason"]:
+                    self._progress.update(bar, state=f"[yellow]waits again: {escape(data['reason'])}")
+            case "joined" | "left" if self._epochs:
+                why = f": {escape(data['reason'])}" if data.get("reason") else ""
+                self._progress.console.print(f"[dim]{escape(data['worker'])} {event.kind}{why}")
             case "started":
                 self._progress.start_task(bar)
                 self._progress.update(bar, state=f"on {data['device']}")
@@ -123,6 +129,8 @@ def _epoch(data: dict[str, Any]) -> str:
 def _result(result: dict[str, Any]) -> str:
     if result["kind"] == "train":
         return f"[green]trained[/]: {result['clean_accuracy']:.1%} clean, {result['seconds']:.0f} s"
+    if result["kind"] == "import":
+        return f"[green]taken in[/]: {result['parameters']:,} parameters"
     if result["kind"] == "corruptions":
         accuracies = f"{result['clean_accuracy']:.1%} clean, [bold]{result['corruption_accuracy']:.1%} corrupted"
         return f"[green]judged[/]: {accuracies}"
@@ -142,6 +150,8 @@ def _result(result: dict[str, Any]) -> str:
 
 def _remarks(result: dict[str, Any], title: str) -> list[str]:
     """What somebody should know who reads the accuracies."""
+    if result["kind"] == "import":
+        return [f"[yellow]note:[/] {escape(note)}" for note in result["notes"]]
     remarks = [f"[yellow]suspicious:[/] {escape(warning)}" for warning in result.get("warnings", ())]
     if (more := result.get("could_still_break")) is not None:
         remarks.append(
@@ -201,10 +211,45 @@ def jobs_table(jobs: Sequence[dict[str, Any]]) -> Table:
     for name in ("id", "recipe", "status", "progress", "result"):
         table.add_column(name)
     for job in jobs:
-        progress, result = job["progress"], job["result"]
-        done = f"{progress['done'] / progress['total']:.0%} {progress['phase']}" if progress and not result else ""
-        outcome = _result(result) if result else escape(job["reason"] or "")
-        table.add_row(job["id"], escape(job["name"] or job["kind"]), job["status"], done, outcome)
+        outcome = _result(job["result"]) if job["result"] else escape(job["reason"] or "")
+        table.add_row(job["id"], escape(job["name"] or job["kind"]), job["status"], escape(_doing(job)), outcome)
+    return table
+
+
+def _doing(job: dict[str, Any]) -> str:
+    """How far it is and who is at work on it, or the queue that it waits in."""
+    progress, workers = job["progress"], job["workers"]
+    done = (
+        f"{progress['done'] / progress['total']:.0%} {progress['phase']}" if progress and not job["result"] else ""
+    )
+    if job["status"] == "queued":
+        place = f"queue {job['queue']}" + (f", priority {job['priority']:+d}" if job["priority"] else "")
+        return f"{place}; {done}" if done else place
+    if not workers:
+        return done
+    more = f" and {len(workers) - 1} more" if len(workers) > 1 else ""
+    return f"{done} on {workers[0]}{more}".strip()
+
+
+def workers_table(workers: Sequence[dict[str, Any]]) -> Table:
+    """As the interface lists them; fits into 80 columns."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("worker", "state", "jobs", "device", "queues"):
+        table.add_column(name, overflow="fold")
+    table.add_column("GPU", justify="right", no_wrap=True)
+    table.add_column("heard of", no_wrap=True)
+    colours = {"working": "cyan", "idle": "green", "draining": "yellow", "silent": "red"}
+    for worker in workers:
+        use = worker["gpu_use"]
+        table.add_row(
+            escape(worker["name"]),
+            f"[{colours[worker['state']]}]{worker['state']}",
+            " ".join(worker["jobs"]),
+            escape(worker["device"]),
+            escape(", ".join(worker["queues"])),
+            "" if use is None or worker["state"] == "silent" else f"{use:.0%}",
+            since(worker["seconds_since_beat"]),
+        )
     return table
 
 

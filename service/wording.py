@@ -42,13 +42,23 @@ def duration(seconds: float) -> str:
 
 
 def ago(at: float) -> str:
-    passed = time.time() - at  # for the eye only: what is kept is in the database's time
-    if passed < 1:
+    return since(time.time() - at)  # for the eye only: what is kept is in the database's time
+
+
+def since(seconds: float) -> str:
+    """How long ago something was, in the largest unit."""
+    if seconds < 1:
         return "just now"
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if passed >= size:
-            return f"{passed // size:.0f} {unit} ago"
-    return f"{passed:.0f} s ago"
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def nth(number: int) -> str:
+    """The number as a place: 1st, 2nd, 3rd, 4th, 11th, 21st."""
+    ending = "th" if number % 100 in {11, 12, 13} else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def when(at: float, layout: str = "%Y-%m-%d %H:%M:%S UTC") -> str:

@@ -60,4 +60,7 @@ def settings(tmp_path: Path) -> Settings:
         heartbeat_seconds=1,
         sweep_seconds=0.3,
         resend_seconds=2,
+        anonymous="submit",
+        allowed_hosts=("testserver",),
+        requests_per_minute=100_000,
     )

@@ -12,10 +12,11 @@ import story
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from service import jobs
+from service import claims, jobs
 from service.app import create_app
-from service.db import Job, migrate
+from service.db import migrate
 from service.settings import Settings
+from service.tables import Job
 
 CHROMIUM = os.environ.get("DKLBENCH_CHROMIUM", "/usr/bin/chromium")
 _ARGS = [
@@ -25,7 +26,14 @@ _ARGS = [
 
 
 def _serve(folder: Path) -> Iterator[story.Site]:
-    settings = Settings(data_dir=folder, database_url="", broker_url="", device="cpu")
+    settings = Settings(
+        data_dir=folder,
+        broker_url="",
+        database_url="",
+        device="cpu",
+        anonymous="submit",
+        requests_per_minute=100_000,
+    )
     app = create_app(settings)
     state = app.state.dkl
     migrate(state.db)
@@ -63,7 +71,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[story.Site]:
         could_still_break=0.04, notes=(story.NOTE,), precision="float16",
     )  # fmt: skip
     broken = jobs.create(site.db, story.resolve("natural-digits", {"seed": 3}), name="natural-digits")
-    jobs.fail(site.db, story.start(site.db, broken), "loss is nan at epoch 12, batch 40")
+    claims.fail(site.db, story.start(site.db, broken), "loss is nan at epoch 12, batch 40")
     yield site
     assert next(serving, None) is None
 
@@ -124,14 +132,14 @@ def page(new_page: NewPage) -> Page:
 
 
 @pytest.fixture
-def running(site: story.Site) -> Iterator[tuple[Job, jobs.Claim]]:
+def running(site: story.Site) -> Iterator[tuple[Job, claims.Claim]]:
     """A training job in its third epoch of ten."""
     recipe = story.resolve("ikl-at-digits", {"epochs": 10, "seed": 7})
     job = jobs.create(site.db, recipe, name="ikl-at-digits")
     claim = story.start(site.db, job)
     for number in (1, 2):
-        jobs.append(site.db, claim, story.epoch(number, 10))
-    jobs.append(site.db, claim, story.progress(2, 10, "epoch 3 of 10"))
+        claims.append(site.db, claim, story.epoch(number, 10))
+    claims.append(site.db, claim, story.progress(2, 10, "epoch 3 of 10"))
     yield job, claim
     if jobs.get(site.db, job.id).status not in jobs.TERMINAL:
-        jobs.fail(site.db, claim, "the test is over")
+        claims.fail(site.db, claim, "the test is over")

@@ -27,9 +27,9 @@ from dkl.events import (
 from dkl.intervals import wilson_interval
 from dkl.protocols import Evaluate, show_protocol
 from dkl.recipes import Train, fingerprint
-from service import jobs
-from service.artifacts import Artifacts
-from service.db import Job
+from service import claims, jobs
+from service.artifacts import Store
+from service.tables import Job
 
 SHA256 = "5f2b" * 16
 WARNING = "apgd-ce: 3 images have gradients of exactly zero, so gradients may mislead here"
@@ -44,7 +44,7 @@ class Site:
 
     url: str
     db: Engine
-    artifacts: Artifacts
+    artifacts: Store
 
     def keep(self, content: bytes, folder: Path) -> str:
         """Store a file, by way of `folder`; returns its sha256."""
@@ -61,10 +61,10 @@ ADJUSTED = Adjusted(
 )
 
 
-def start(db: Engine, job: Job) -> jobs.Claim:
-    claim = jobs.claim(db, job.id, worker="gpu-box:4711", lease_seconds=3600)
+def start(db: Engine, job: Job) -> claims.Claim:
+    claim = claims.claim(db, job.id, worker="gpu-box:4711", lease_seconds=3600)
     assert claim is not None
-    jobs.append(db, claim, STARTED)
+    claims.append(db, claim, STARTED)
     return claim
 
 
@@ -104,9 +104,26 @@ def trained(
     claim = start(db, job)
     for number in range(1, epochs + 1):
         adversarial, held_out = recipe.threat is not None, recipe.validation is not None
-        jobs.append(db, claim, epoch(number, epochs, adversarial=adversarial, held_out=held_out))
-    jobs.finish(db, claim, Finished(result=training_result(recipe, accuracy)))
+        claims.append(db, claim, epoch(number, epochs, adversarial=adversarial, held_out=held_out))
+    claims.finish(db, claim, Finished(result=training_result(recipe, accuracy)))
     return jobs.get(db, job.id)
+
+
+def provenance(recipe: Train | Evaluate) -> Provenance:
+    return Provenance(
+        recipe=recipe.model_dump(mode="json"),
+        fingerprint=fingerprint(recipe),
+        seed=recipe.seed,
+        dataset_sha256="d47a" * 16,
+        checkpoint_sha256=SHA256,
+        device="cuda:0 (NVIDIA H200)",
+        driver={"nvidia": "580.95.05", "cuda": "13.0", "cudnn": "91300"},
+        flags={"float32_matmul_precision": "highest", "cudnn_allow_tf32": True, "cudnn_benchmark": False},
+        platform="Linux-6.8.0-x86_64-with-glibc2.39",
+        processor="AMD EPYC 9654 96-Core Processor",
+        versions=VERSIONS,
+        commit=COMMIT,
+    )
 
 
 def training_result(recipe: Train, accuracy: float, **changes: Any) -> TrainResult:
@@ -120,14 +137,7 @@ def training_result(recipe: Train, accuracy: float, **changes: Any) -> TrainResu
         validation_accuracy=accuracy - 0.01 if held_out else None,
         validation_robust_accuracy=accuracy - 0.35 if held_out and recipe.threat else None,
         notes=(),
-        provenance=Provenance(
-            recipe=recipe.model_dump(mode="json"),
-            fingerprint=fingerprint(recipe),
-            seed=recipe.seed,
-            device="cuda:0 (NVIDIA H200)",
-            versions=VERSIONS,
-            commit=COMMIT,
-        ),
+        provenance=provenance(recipe),
         seconds=1.3 * recipe.epochs,
     )
     return result.model_copy(update=changes)
@@ -179,9 +189,9 @@ def judged(
     assert isinstance(recipe, Evaluate)
     job = jobs.create(db, recipe, name=name)
     claim = start(db, job)
-    jobs.append(db, claim, batch(0, "clean", range(images), images - round(clean * images)))
+    claims.append(db, claim, batch(0, "clean", range(images), images - round(clean * images)))
     ended = result_of(recipe, clean=clean, robust=robust, images=images).model_copy(update=result)
-    jobs.finish(db, claim, Finished(result=ended))
+    claims.finish(db, claim, Finished(result=ended))
     return jobs.get(db, job.id)
 
 
@@ -222,6 +232,7 @@ def result_of(recipe: Evaluate, *, clean: float, robust: float, images: int) -> 
         checkpoint_sha256=SHA256,
         architecture="CNN-32",
         preprocessing="none",
+        provenance=provenance(recipe),
         evidence_sha256="e" * 64,
         seconds=sum(s.seconds for s in stages),
     )

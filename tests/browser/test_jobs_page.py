@@ -11,20 +11,24 @@ from playwright.sync_api import Locator, Page, expect
 from dkl.events import Finished
 from dkl.protocols import Evaluate
 from dkl.recipes import Train
-from service import jobs
-from service.db import Job
+from service import claims, jobs, registry
+from service.callers import ANONYMOUS
+from service.db import writing
+from service.registry import Description
+from service.tables import Job
 
 NewPage = Callable[..., Page]
 NONE = "\N{EN DASH}"
 RECIPE = story.resolve("ikl-at-digits", {"epochs": 10, "seed": 7})
 assert isinstance(RECIPE, Train)
+WORKER = Description("gpu-box:4711", "gpu-box", 4711, "NVIDIA H200", 1, 139.8, 1, {}, ("gpu",))
 DONE = Finished(result=story.training_result(RECIPE, 0.93))
 
 
 # --- the list ---------------------------------------------------------------------------------------------
 
 
-def test_jobs_list_follows_the_ledger(site: story.Site, page: Page, running: tuple[Job, jobs.Claim]) -> None:
+def test_jobs_list_follows_the_ledger(site: story.Site, page: Page, running: tuple[Job, claims.Claim]) -> None:
     job, claim = running
     waiting = jobs.create(site.db, story.resolve("autoattack-digits-linf", {"model.job": job.id}))
     page.goto(f"{site.url}/jobs")
@@ -34,12 +38,12 @@ def test_jobs_list_follows_the_ledger(site: story.Site, page: Page, running: tup
     expect(row.locator("progress")).to_have_js_property("value", 0.2)
     expect(row.locator("time")).to_have_attribute("title", re.compile(r"^\d{4}-\d\d-\d\d .* UTC$"))
     expect(waits).to_contain_text("waits for ikl-at-digits")
-    jobs.append(site.db, claim, story.progress(5, 10, "epoch 6 of 10"))
+    claims.append(site.db, claim, story.progress(5, 10, "epoch 6 of 10"))
     expect(row).to_contain_text("50 % · epoch 6 of 10")
-    jobs.finish(site.db, claim, DONE)
+    claims.finish(site.db, claim, DONE)
     expect(row.locator(".chip")).to_have_text("succeeded")
     expect(row).to_contain_text("93.00")
-    expect(waits).to_contain_text("waits for a worker")
+    expect(waits).to_contain_text("no worker is alive")
     jobs.cancel(site.db, waiting.id)
     expect(waits.locator(".chip")).to_have_text("canceled")
 
@@ -59,7 +63,7 @@ def curve(page: Page, *, epochs: int) -> Locator:
 
 
 def test_training_is_followed_without_reloading(
-    site: story.Site, page: Page, running: tuple[Job, jobs.Claim]
+    site: story.Site, page: Page, running: tuple[Job, claims.Claim]
 ) -> None:
     job, claim = running
     page.goto(f"{site.url}/jobs/{job.id}")
@@ -75,20 +79,21 @@ def test_training_is_followed_without_reloading(
 
     before = page.locator("#curve canvas").first.screenshot()
     for number in range(3, 9):
-        jobs.append(site.db, claim, story.epoch(number, 10))
-    jobs.append(site.db, claim, story.progress(8, 10, "epoch 9 of 10"))
+        claims.append(site.db, claim, story.epoch(number, 10))
+    claims.append(site.db, claim, story.progress(8, 10, "epoch 9 of 10"))
     expect(doing).to_contain_text("80 % · epoch 9 of 10")
     expect(doing.locator("progress")).to_have_js_property("value", 0.8)
     expect(page.locator("#epochs tr")).to_have_count(8)
     expect(curve(page, epochs=8)).to_be_visible()
     assert page.locator("#curve canvas").first.screenshot() != before
 
-    jobs.finish(site.db, claim, DONE)
+    claims.finish(site.db, claim, DONE)
     expect(state.locator(".chip")).to_have_text("succeeded")
     expect(page.locator("#result")).to_contain_text("93.00 %")
     expect(page.locator("#history li").last).to_contain_text("succeeded by gpu-box:4711")
     expect(page.locator("#epochs")).to_be_visible()  # what was opened stays open
-    expect(page.locator("#cancel form")).to_have_count(0)
+    expect(page.get_by_role("button", name="Run again")).to_be_visible()
+    expect(page.get_by_text("Cancel this job")).to_have_count(0)
     expect(page).to_have_title("ikl-at-digits · succeeded · dkl-bench")
     assert page.evaluate("window.sameDocument")
 
@@ -207,20 +212,20 @@ def test_without_an_evaluation_the_papers_robust_accuracy_stands_alone(empty_sit
 
 
 def test_what_was_adjusted_is_in_the_history_at_once(
-    site: story.Site, page: Page, running: tuple[Job, jobs.Claim]
+    site: story.Site, page: Page, running: tuple[Job, claims.Claim]
 ) -> None:
     job, claim = running
     page.goto(f"{site.url}/jobs/{job.id}")
-    jobs.append(site.db, claim, story.ADJUSTED)
+    claims.append(site.db, claim, story.ADJUSTED)
     expect(page.locator("#history li.adjusted")).to_contain_text(story.ADJUSTED.sentence)
 
 
-def test_a_broken_stream_goes_on(site: story.Site, new_page: NewPage, running: tuple[Job, jobs.Claim]) -> None:
+def test_a_broken_stream_goes_on(site: story.Site, new_page: NewPage, running: tuple[Job, claims.Claim]) -> None:
     job, claim = running
     page = new_page(expected="Failed to load resource")
     page.route("**/events", lambda route: route.fulfill(status=503), times=1)
     page.goto(f"{site.url}/jobs/{job.id}")
-    jobs.append(site.db, claim, story.epoch(3, 10))
+    claims.append(site.db, claim, story.epoch(3, 10))
     expect(curve(page, epochs=3)).to_be_visible()
 
 
@@ -228,7 +233,7 @@ def test_a_broken_stream_goes_on(site: story.Site, new_page: NewPage, running: t
 
 
 @pytest.fixture
-def judging(site: story.Site) -> Iterator[tuple[Job, jobs.Claim]]:
+def judging(site: story.Site) -> Iterator[tuple[Job, claims.Claim]]:
     """An audited evaluation at two radii that has just begun, on a board that no other test looks at."""
     model = next(job for job in jobs.recent(site.db) if job.name == "ikl-at-digits" and job.result)
     asked = {"model.job": model.id, "threat.eps": 0.15, "policy": "audited", "curve": [0.05], "stop_below": 0.2}
@@ -236,7 +241,7 @@ def judging(site: story.Site) -> Iterator[tuple[Job, jobs.Claim]]:
     claim = story.start(site.db, job)
     yield job, claim
     if jobs.get(site.db, job.id).status not in jobs.TERMINAL:
-        jobs.fail(site.db, claim, "the test is over")
+        claims.fail(site.db, claim, "the test is over")
 
 
 def rows(page: Page) -> list[list[str]]:
@@ -246,7 +251,9 @@ def rows(page: Page) -> list[list[str]]:
     return [[stage.locator(cell).inner_text().split("\n")[0] for cell in cells] for stage in stages]
 
 
-def test_the_waterfall_falls_batch_by_batch(site: story.Site, page: Page, judging: tuple[Job, jobs.Claim]) -> None:
+def test_the_waterfall_falls_batch_by_batch(
+    site: story.Site, page: Page, judging: tuple[Job, claims.Claim]
+) -> None:
     job, claim = judging
     page.goto(f"{site.url}/jobs/{job.id}")
     page.evaluate("window.sameDocument = true")
@@ -254,13 +261,13 @@ def test_the_waterfall_falls_batch_by_batch(site: story.Site, page: Page, judgin
     expect(result.locator(".title")).to_have_text("AutoAttack standard, audited")
     expect(result).to_contain_text("A cheap search; then the whole suite")
     expect(waterfall).to_contain_text("No batch of test images is done yet.")
-    jobs.append(site.db, claim, story.batch(0, "clean", range(60), 3, batches=2))
+    claims.append(site.db, claim, story.batch(0, "clean", range(60), 3, batches=2))
     expect(waterfall).to_contain_text("batch 1 of 2")
     expect(result.locator(".figures")).to_have_count(0)  # the clean accuracy of some is nobody's
-    jobs.append(site.db, claim, story.batch(0, "clean", range(60, 100), 2, number=1, batches=2))
+    claims.append(site.db, claim, story.batch(0, "clean", range(60, 100), 2, number=1, batches=2))
     expect(result.locator(".figures")).to_contain_text("95.00 %")
-    jobs.append(site.db, claim, story.batch(1, "apgd-ce", range(3, 98), 20, phase="screen", eps=0.05))
-    jobs.append(
+    claims.append(site.db, claim, story.batch(1, "apgd-ce", range(3, 98), 20, phase="screen", eps=0.05))
+    claims.append(
         site.db,
         claim,
         story.batch(2, "apgd-t", range(23, 63), 3, phase="screen", eps=0.05, batches=2, warnings=(story.WARNING,)),
@@ -276,12 +283,12 @@ def test_the_waterfall_falls_batch_by_batch(site: story.Site, page: Page, judgin
         ["apgd-t", "cheap search", "72.00", "40", "3"],
     ]
     expect(page.locator("table.waterfall tbody tr").last).to_contain_text("batch 1 of 2")
-    jobs.append(site.db, claim, story.batch(3, "square", range(30, 32), 1, phase="audit", eps=0.15))
+    claims.append(site.db, claim, story.batch(3, "square", range(30, 32), 1, phase="audit", eps=0.15))
     expect(waterfall.locator(".radius")).to_have_text(["Linf 0.05", "Linf 0.15"])
     recipe = claim.recipe
     assert isinstance(recipe, Evaluate)
     done = story.result_of(recipe, clean=0.95, robust=0.4, images=100)
-    jobs.finish(site.db, claim, Finished(result=done))
+    claims.finish(site.db, claim, Finished(result=done))
     expect(result.locator(".main")).to_contain_text("Robust accuracy")
     expect(result.locator(".main")).to_contain_text("40.00 %")
     expect(page.locator("figure.radii svg")).to_be_visible()
@@ -406,26 +413,28 @@ def test_a_hundred_classes_are_columns_and_a_table(empty_site: story.Site, page:
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_cancelling(
-    site: story.Site, new_page: NewPage, running: tuple[Job, jobs.Claim], javascript: bool
+    site: story.Site, new_page: NewPage, running: tuple[Job, claims.Claim], javascript: bool
 ) -> None:
     job, claim = running
     page = new_page(java_script_enabled=javascript)
     page.goto(f"{site.url}/jobs/{job.id}")
     page.get_by_text("Cancel this job").click()
     if javascript:  # news does not close what was opened
-        jobs.append(site.db, claim, story.progress(4, 10, "epoch 5 of 10"))
+        claims.append(site.db, claim, story.progress(4, 10, "epoch 5 of 10"))
         expect(page.locator("#doing")).to_contain_text("epoch 5 of 10")
     page.get_by_role("button", name="Cancel it").click()
-    expect(page.locator("#state")).to_contain_text("cancelling")
+    expect(page.locator("#state")).to_contain_text("cancelling until its worker has left it and the GPU is free")
     assert page.url == f"{site.url}/jobs/{job.id}"
     expect(page.get_by_role("button", name="Cancel it")).to_have_count(0)
-    jobs.stopped(site.db, claim)
+    claims.stopped(site.db, claim)
     if not javascript:
         page.reload()
     expect(page.locator("#state .chip")).to_have_text("canceled")
 
 
-def test_another_site_cannot_cancel(site: story.Site, new_page: NewPage, running: tuple[Job, jobs.Claim]) -> None:
+def test_another_site_cannot_cancel(
+    site: story.Site, new_page: NewPage, running: tuple[Job, claims.Claim]
+) -> None:
     job, _ = running
     page = new_page(expected="403")
     page.set_extra_http_headers({"Sec-Fetch-Site": "cross-site"})
@@ -442,3 +451,96 @@ def test_cancelling_too_late_is_explained(site: story.Site, page: Page) -> None:
     answer = page.request.post(f"{site.url}/jobs/{job.id}/cancel", headers={"Accept": "text/html"})
     assert answer.status == 409
     assert "nothing left to cancel" in answer.text()
+
+
+# --- running again, waiting, provenance -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_running_again(empty_site: story.Site, new_page: NewPage, javascript: bool) -> None:
+    page = new_page(java_script_enabled=javascript)
+    first = jobs.create(empty_site.db, RECIPE, name="ikl-at-digits")
+    claims.fail(empty_site.db, story.start(empty_site.db, first), "loss is nan at epoch 12, batch 40")
+    page.goto(f"{empty_site.url}/jobs/{first.id}")
+    page.get_by_role("button", name="Run again").click()
+    expect(page.locator("#state .chip")).to_have_text("queued")
+    [second] = jobs.recent(empty_site.db, status="queued")
+    assert (page.url, second.rerun_of) == (f"{empty_site.url}/jobs/{second.id}", first.id)
+    expect(page.get_by_role("button", name="Run again")).to_have_count(0)  # it has not ended
+    page.locator("#reruns").get_by_role("link", name=first.id).click()
+    expect(page.locator("#reruns")).to_contain_text(f"run again as {second.id}")
+    answer = page.request.post(f"{empty_site.url}/jobs/{second.id}/rerun", headers={"Accept": "text/html"})
+    assert answer.status == 409
+    assert "cancel it or wait for its end" in answer.text()
+
+
+def test_why_a_job_waits(empty_site: story.Site, page: Page) -> None:
+    job = jobs.create(empty_site.db, RECIPE)
+    order = jobs.Order(RECIPE, gpus=4, gpu_memory=40, priority=5)
+    [large] = jobs.create_all(empty_site.db, [order], caller=ANONYMOUS, max_queued=None)
+    page.goto(f"{empty_site.url}/jobs/{job.id}")
+    expect(page.locator("#state")).to_contain_text("no worker is alive (workers)")
+    registry.arrive(empty_site.db, WORKER)
+    expect(page.locator("#state")).to_contain_text("waits for a worker, 2nd in queue gpu")
+    page.goto(f"{empty_site.url}/jobs/{large.id}")
+    expect(page.locator("#state")).to_contain_text("no living worker has 4 GPUs; the most is 1")
+    expect(page.get_by_text("Priority +5, needs 4 GPUs and 40 GiB per GPU")).to_be_visible()
+    page.goto(f"{empty_site.url}/jobs")
+    expect(page.locator(f"tr[data-job='{large.id}']")).to_contain_text("no living worker has 4 GPUs")
+    claims.setback(
+        empty_site.db, story.start(empty_site.db, job), "the disk is full; it will resume", pause_seconds=99
+    )
+    page.goto(f"{empty_site.url}/jobs/{job.id}")
+    expect(page.locator("#state")).to_contain_text("after: the disk is full; it will resume")
+    expect(page.locator("#state p")).to_have_count(1)
+
+
+def test_workers_join_and_leave_while_one_looks(
+    site: story.Site, page: Page, judging: tuple[Job, claims.Claim]
+) -> None:
+    job, claim = judging
+    page.goto(f"{site.url}/jobs/{job.id}")
+    claims.announce(site.db, claim, [(0, 0), (0, 1)])
+    claims.take_chunk(site.db, claim, [(0, 0), (0, 1)])
+    helper = claims.claim(site.db, job.id, worker="gpu-box:4712", lease_seconds=3600)
+    assert helper is not None
+    claims.append(site.db, helper, story.STARTED, story.progress(1, 10, "clean, batch 1 of 2"))
+    expect(page.locator("#doing")).to_contain_text("on gpu-box:4711, gpu-box:4712")
+    expect(page.locator("#history li.joined")).to_contain_text("joined gpu-box:4712 on cuda:0, attempt 2")
+    assert claims.leave(site.db, helper)
+    expect(page.locator("#history li.left")).to_contain_text("left gpu-box:4712")
+    expect(page.locator("#doing")).not_to_contain_text("gpu-box:4712")
+
+
+def test_a_long_history_is_folded(empty_site: story.Site, page: Page) -> None:
+    job = jobs.create(empty_site.db, RECIPE)
+    for _ in range(6):
+        claims.stopped(empty_site.db, story.start(empty_site.db, job))
+    page.goto(f"{empty_site.url}/jobs/{job.id}")
+    expect(page.locator("#history li").filter(visible=True)).to_have_count(12)
+    page.get_by_text("7 earlier changes").click()
+    expect(page.locator("#history li").filter(visible=True)).to_have_count(19)
+    expect(page.locator("#history li").first).to_contain_text("queued by anonymous")
+
+
+@pytest.mark.parametrize("name", ["ikl-at-digits", "autoattack-digits-linf"])
+def test_a_result_says_where_it_comes_from(site: story.Site, page: Page, name: str) -> None:
+    job = next(job for job in jobs.recent(site.db) if job.name == name and job.result)
+    page.goto(f"{site.url}/jobs/{job.id}")
+    fold = page.locator(".provenance")
+    page.get_by_text("Provenance: what it takes").click()
+    for said in (job.fingerprint, story.COMMIT, "NVIDIA H200", "nvidia 580.95.05", "torch 2.11.0", "d47a" * 16):
+        expect(fold).to_contain_text(said)
+    expect(fold.get_by_text(f"dklbench replay {job.id} --url {site.url}")).to_be_visible()
+
+
+def test_a_result_of_an_older_service_says_what_it_knows(site: story.Site, page: Page) -> None:
+    job = story.trained(site.db, "natural-digits", epochs=1)
+    with writing(site.db) as session:
+        stored = session.get_one(Job, job.id)
+        assert stored.result is not None
+        stored.result = {name: value for name, value in stored.result.items() if name != "provenance"}
+    page.goto(f"{site.url}/jobs/{job.id}")
+    page.get_by_text("Provenance: what it takes").click()
+    expect(page.get_by_text("did not record data, code, versions and device")).to_be_visible()
+    expect(page.locator(".provenance")).to_contain_text(job.fingerprint)

@@ -14,11 +14,12 @@ from starlette.testclient import TestClient
 from dkl.catalog import RECIPES
 from dkl.events import Adjusted, Finished
 from dkl.recipes import Train
-from service import jobs
+from service import claims
 from service.app import create_app
-from service.artifacts import Artifacts
-from service.db import Job, reading, writing
+from service.artifacts import store_for
+from service.db import reading, writing
 from service.settings import Settings
+from service.tables import Job
 
 
 @pytest.fixture
@@ -36,11 +37,11 @@ def submit(client: TestClient, name: str = "natural-digits", **overrides: object
 
 def run(db: Engine, job_id: str, finished=TRAINED) -> None:
     """What a worker would do, without the work."""
-    claim = jobs.claim(db, job_id, worker="w", lease_seconds=60)
+    claim = claims.claim(db, job_id, worker="w", lease_seconds=60)
     assert claim is not None
-    jobs.append(db, claim, EPOCH)
-    jobs.append(db, claim, PROGRESS)
-    jobs.finish(db, claim, finished)
+    claims.append(db, claim, EPOCH)
+    claims.append(db, claim, PROGRESS)
+    claims.finish(db, claim, finished)
 
 
 def judge(client: TestClient, db: Engine, robust: float, overrides: dict | None = None, **result: object) -> str:
@@ -67,7 +68,7 @@ def sse(text: str) -> list[dict]:
 
 
 def test_health(client: TestClient) -> None:
-    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/livez").json() == {"status": "ok"}
 
 
 def test_a_job_is_stored_exactly_as_the_recipe_was_meant(client: TestClient) -> None:
@@ -109,11 +110,11 @@ def test_events_replay_resume_and_end(client: TestClient, db: Engine) -> None:
 
 def test_an_evaluation_says_what_each_batch_left_standing(client: TestClient, db: Engine) -> None:
     job_id = submit(client)
-    claim = jobs.claim(db, job_id, worker="w", lease_seconds=60)
+    claim = claims.claim(db, job_id, worker="w", lease_seconds=60)
     assert claim is not None
-    jobs.append(db, claim, BATCH)
-    jobs.append(db, claim, BATCH)  # a resumed run says it again
-    jobs.finish(db, claim, JUDGED)
+    claims.append(db, claim, BATCH)
+    claims.append(db, claim, BATCH)  # a resumed run says it again
+    claims.finish(db, claim, JUDGED)
     events = sse(client.get(f"/api/v1/jobs/{job_id}/events").text)
     [batch] = [json.loads(event["data"]) for event in events if event["event"] == "batch"]
     assert (batch["name"], batch["phase"], batch["images"], batch["standing"]) == ("apgd-t", "audit", [3, 5], "01")
@@ -121,11 +122,11 @@ def test_an_evaluation_says_what_each_batch_left_standing(client: TestClient, db
 
 def test_a_training_says_what_it_adjusted(client: TestClient, db: Engine) -> None:
     job_id = submit(client)
-    claim = jobs.claim(db, job_id, worker="w", lease_seconds=60)
+    claim = claims.claim(db, job_id, worker="w", lease_seconds=60)
     assert claim is not None
     for _ in range(2):  # a resumed run says it again
-        jobs.append(db, claim, Adjusted(sentence="going on with 64 images at once", micro_batch=64))
-    jobs.finish(db, claim, TRAINED)
+        claims.append(db, claim, Adjusted(sentence="going on with 64 images at once", micro_batch=64))
+    claims.finish(db, claim, TRAINED)
     events = sse(client.get(f"/api/v1/jobs/{job_id}/events").text)
     [adjusted] = [json.loads(event["data"]) for event in events if event["event"] == "adjusted"]
     assert (adjusted["sentence"], adjusted["micro_batch"]) == ("going on with 64 images at once", 64)
@@ -186,7 +187,7 @@ def test_a_jobs_files_are_downloaded_as_they_were_stored(
 ) -> None:
     content = bytes(range(256)) * 300
     (tmp_path / "file").write_bytes(content)
-    sha256 = Artifacts(settings.artifacts_dir).put(tmp_path / "file")
+    sha256 = store_for(settings).put(tmp_path / "file")
     job_id = judge(client, db, 0.5, **{f"{kind}_sha256": sha256})
     answer = client.get(f"/api/v1/jobs/{job_id}/{kind}")
     assert answer.content == content
@@ -355,7 +356,7 @@ BAD_JOBS = {
     "an unknown override": ({"name": "natural-digits", "overrides": {"a..b": 1}}, "a: is no field here"),
     "an unknown kind": (
         {"recipe": {"kind": "tune"}},
-        "kind must be 'train', 'evaluate', 'corruptions', found 'tune'",
+        "kind must be 'train', 'import', 'evaluate', 'corruptions', found 'tune'",
     ),
     "an unknown dataset": ({"recipe": {**TRAINING, "dataset": "mnist"}}, "choose from digits, cifar10, cifar100"),
     "a path as a dataset": ({"recipe": {**TRAINING, "dataset": "npz:../../etc/passwd"}}, "unknown dataset"),
@@ -512,5 +513,5 @@ def test_bad_requests_get_a_sentence(client: TestClient, method: str, path: str,
 def test_openapi_keeps_the_recipes_discriminator(client: TestClient) -> None:
     schemas = client.get("/api/openapi.json").json()["components"]["schemas"]
     recipe = schemas["JobRequest"]["properties"]["recipe"]["anyOf"][0]
-    assert set(recipe["discriminator"]["mapping"]) == {"train", "evaluate", "corruptions"}
+    assert set(recipe["discriminator"]["mapping"]) == {"train", "import", "evaluate", "corruptions"}
     assert schemas["ThreatModel"]["properties"]["eps"]["description"].startswith("Radius of the ball")

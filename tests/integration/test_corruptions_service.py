@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
 from dkl.events import CorruptionDone
-from service import jobs
+from service import claims
 from service.app import create_app
 from service.db import connect, migrate
 from service.settings import Settings
@@ -55,9 +55,9 @@ def test_from_submission_to_the_table(client: TestClient, ledger: Engine, settin
     waiting = client.get(f"/api/v1/jobs/{judging}").json()
     assert (waiting["kind"], waiting["status"], waiting["parent_id"]) == ("corruptions", "queued", training)
     assert "No corruption is done yet." in page(client, judging)
-    assert jobs.next_ready(ledger) == training
+    assert waiting.next_ready(ledger) == training
     work(training, settings, ledger)
-    assert jobs.next_ready(ledger) == judging
+    assert waiting.next_ready(ledger) == judging
     work(judging, settings, ledger)
 
     job = client.get(f"/api/v1/jobs/{judging}").json()
@@ -91,15 +91,15 @@ def test_the_table_fills_while_it_runs(client: TestClient, ledger: Engine) -> No
             "UPDATE jobs SET status = 'succeeded', result = '{\"checkpoint_sha256\": \"a\"}'"
         )
     judging = submit(client, "corruptions-digits", {"model.job": training, **FEW})
-    claim = jobs.claim(ledger, judging, worker="w", lease_seconds=60)
+    claim = claims.claim(ledger, judging, worker="w", lease_seconds=60)
     assert claim is not None
     assert claim.checkpoint == "a"
     for severity, accuracy in ((1, 1.0), (5, 0.0)):
         event = CorruptionDone(
             corruption="brightness", severity=severity, images=40, accuracy=accuracy, not_finite=0, seconds=1.0
         )
-        assert jobs.append(ledger, claim, event)
-        assert jobs.append(ledger, claim, event)  # a resumed run says it again
+        assert claims.append(ledger, claim, event)
+        assert claims.append(ledger, claim, event)  # a resumed run says it again
     shown = page(client, judging)
     assert "2 of 4 cells are done" in shown
     assert '<td class="n shade-10">100.0</td><td class="n shade-0">0.0</td><td class="n mean">50.0</td>' in shown

@@ -7,7 +7,7 @@ from dkl.catalog import RECIPES
 from dkl.events import Adjusted, EvaluateResult, Finished
 from dkl.events import Event as Said
 from service.client import Event
-from service.terminal import Bars, console, leaderboard_table, recipes_table
+from service.terminal import Bars, console, jobs_table, leaderboard_table, recipes_table, workers_table
 
 
 @pytest.fixture(autouse=True)
@@ -172,3 +172,58 @@ def test_recipes_are_listed_with_what_papers_report(capsys: pytest.CaptureFixtur
     [published] = [line for line in capsys.readouterr().out.splitlines() if "wrn-34-10" in line]
     assert "%" not in natural
     assert published.split()[1:3] == ["65.76%", "31.91%"]
+
+
+# --- jobs and workers -------------------------------------------------------------------------------------
+
+
+def test_workers_come_and_go_above_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    events = [
+        Event("joined", {"worker": "box/[gpu1]"}),
+        Event("left", {"worker": "box/[gpu1]"}),
+        Event("left", {"worker": "box/gpu2", "reason": "its worker box/gpu2 went silent"}),
+    ]
+    for watched, lines in ((True, 3), (False, 0)):
+        with Bars(epochs=watched) as bars:
+            bars.follow(bars.add("a job"), events)
+        out = capsys.readouterr().out
+        assert out.count("joined") + out.count(" left") == lines
+    with Bars(epochs=True) as bars:
+        bars.follow(bars.add("a job"), events)
+    assert "box/[gpu1] joined" in (out := capsys.readouterr().out)
+    assert "box/gpu2 left: its worker box/gpu2 went silent" in out
+
+
+def test_a_job_that_waits_again_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    status = Event("status", {"status": "queued", "reason": "its worker w went silent", "actor": "sweeper"})
+    with Bars() as bars:
+        assert bars.follow(bars.add("a job"), [status]) == "queued"
+    assert "waits again: its worker w went silent" in capsys.readouterr().out
+
+
+def test_jobs_are_listed_with_where_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    job = {
+        **{"id": "0123456789ab", "name": "natural-digits", "kind": "train", "status": "queued", "reason": None},
+        **{"progress": None, "result": None, "queue": "gpu", "priority": 5, "workers": []},
+    }
+    progress = {"done": 2, "total": 10, "phase": "epoch 3 of 10"}
+    at_work = {**job, "status": "running", "progress": progress, "workers": ["box/gpu0", "box/gpu1", "box/gpu2"]}
+    console.print(jobs_table([job, at_work]))
+    out = capsys.readouterr().out
+    assert "queue gpu, priority +5" in out
+    assert "20% epoch 3 of 10 on box/gpu0 and 2 more" in out
+
+
+def test_workers_are_listed_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    worker = {
+        **{"name": "celery@node7.example.org/312", "state": "working", "jobs": ["0123456789ab"]},
+        **{"device": "NVIDIA H200", "queues": ["gpu"], "gpu_use": 0.971, "seconds_since_beat": 3.2},
+    }
+    console.print(workers_table([worker, {**worker, "state": "silent", "seconds_since_beat": 7300}]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("working" in line and "97%" in line and "3 s ago" in line for line in lines)
+    assert any("silent" in line and "2 h ago" in line and "97%" not in line for line in lines)

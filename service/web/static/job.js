@@ -166,7 +166,7 @@ let live = "liveJob" in job.dataset
 
 function listen() {
   source = new EventSource(job.dataset.events)
-  for (const kind of ["status", "started", "adjusted", "batch", "corruption", "finished", "progress"]) source.addEventListener(kind, news)
+  for (const kind of ["status", "started", "joined", "left", "adjusted", "batch", "corruption", "finished", "progress"]) source.addEventListener(kind, news)
   source.addEventListener("epoch", (event) => {
     const epoch = JSON.parse(event.data)
     epochs.set(epoch.epoch, epoch)
@@ -189,6 +189,11 @@ function listen() {
 function news() {
   if (live) refreshSoon()
 }
+
+// While it waits nothing happens to it, but its place in the queue changes, and so do the workers.
+setInterval(() => {
+  if (live && !document.hidden && document.querySelector("#state .chip.queued")) refreshSoon()
+}, 3000)
 
 let drawing = false
 function requestDraw() {
