@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(CURDIR)/data
 
-.PHONY: install demo up test check clean
+.PHONY: install demo up test check torture audit clean
 
 install: .venv/installed
 
@@ -20,6 +20,17 @@ check: install .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+torture: install .venv/installed-dev  ## random faults while jobs run; QUICK=1: ten minutes; TORTURE_ARGS=--seed=1
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m torture \
+		$(if $(QUICK),--quick,--report benchmarks/results) $(TORTURE_ARGS)
+
+# Known vulnerabilities that do not concern us, as `--ignore-vuln ID`, each with its reason above this line; none.
+AUDIT_IGNORES :=
+
+audit: install .venv/installed-dev  ## known vulnerabilities of all that is installed; what cannot be looked up fails
+	$(BIN)/pip freeze --exclude-editable > .venv/frozen.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement .venv/frozen.txt $(AUDIT_IGNORES)
 
 clean:
 	rm -rf .venv data build *.egg-info
