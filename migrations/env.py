@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from service.db import connect
+from service.db import connect, migrating
 from service.settings import settings
 from service.tables import Base
 
@@ -16,5 +16,5 @@ def _run(connection) -> None:
 if (handed_over := context.config.attributes.get("connection")) is not None:
     _run(handed_over)
 else:
-    with connect(settings().database).begin() as own:
+    with migrating(connect(settings().database)) as own:
         _run(own)

@@ -81,6 +81,28 @@ def migrate(engine: Engine) -> None:
     """Bring the database to the newest schema."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
-    with engine.begin() as connection:
+    with migrating(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+@contextmanager
+def migrating(engine: Engine) -> Iterator[Connection]:
+    """A transaction in which tables may be rebuilt.
+
+    SQLite rebuilds one by copying and dropping it, to whose rows others refer; so it looks at foreign keys once,
+    at the end. It can be told so outside of a transaction only.
+    """
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        is_sqlite = engine.dialect.name == "sqlite"
+        if is_sqlite:
+            driver.execute("PRAGMA foreign_keys=OFF")
+        try:
+            with connection.begin():
+                yield connection
+                if is_sqlite and (loose := connection.exec_driver_sql("PRAGMA foreign_key_check").first()):
+                    raise RuntimeError(f"the migration left a row of {loose[0]} that refers to nothing")
+        finally:
+            if is_sqlite:
+                driver.execute("PRAGMA foreign_keys=ON")

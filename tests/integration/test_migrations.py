@@ -13,7 +13,8 @@ from sqlalchemy import Engine, inspect, text
 
 from dkl.architectures import WideResNet
 from dkl.recipes import RECIPE, Augmentation, EpochEMA, Train, fingerprint
-from service.db import connect, migrate
+from service import claims, healing, jobs
+from service.db import connect, migrate, migrating
 from service.tables import Base
 
 MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
@@ -22,7 +23,7 @@ MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
 def move(engine: Engine, to: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    with engine.begin() as connection:
+    with migrating(engine) as connection:
         config.attributes["connection"] = connection
         (command.downgrade if to == "base" else command.upgrade)(config, to)
 
@@ -123,3 +124,70 @@ def test_migrating_twice_changes_nothing_more(old: Engine) -> None:
     move(old, "0002")
     assert stored(old) == once
     old.dispose()
+
+
+# --- 0003: claims become seats, files get their uses -----------------------------------------------------
+
+
+@pytest.fixture
+def first_release(database_url: str) -> Engine:
+    """What the first release may have left: trainings that ended and that run, evaluations of both kinds."""
+    engine = connect(database_url)
+    move(engine, "0002")
+    by_checkpoint = {**EVALUATION, "model": {"checkpoint": "c" * 64}}
+    rows: list[dict[str, Any]] = [
+        {"id": "a" * 12, "status": "succeeded", "result": {"kind": "train", "checkpoint_sha256": "a" * 64}},
+        {"id": "b" * 12, "status": "running", "worker": "box:7", "lease_until": 60.0, "started_at": 1.0,
+         "attempt": 2},
+        {"id": "c" * 12, "status": "cancelling", "worker": "box:8", "lease_until": 9.0, "started_at": 1.0},
+        {"id": "d" * 12, "status": "succeeded", "recipe": EVALUATION, "parent_id": "a" * 12,
+         "result": {"kind": "evaluate", "checkpoint_sha256": "a" * 64, "evidence_sha256": "e" * 64}},
+        {"id": "e" * 12, "status": "queued", "recipe": by_checkpoint},
+    ]  # fmt: skip
+    with engine.begin() as connection:
+        for row in rows:
+            values = {
+                "kind": row.get("recipe", NATURAL)["kind"], "dataset": "digits", "fingerprint": "f" * 64,
+                "revision": 0, "attempt": 1, "losses": 0, "created_at": 0.0, "recipe": NATURAL, **row,
+            }  # fmt: skip
+            values |= {name: json.dumps(values[name]) for name in ("recipe", "result") if name in values}
+            places = ", ".join(f":{name}" for name in values)
+            connection.execute(text(f"INSERT INTO jobs ({', '.join(values)}) VALUES ({places})"), values)
+    return engine
+
+
+def select_all(engine: Engine, query: str) -> set[tuple[Any, ...]]:
+    with engine.connect() as connection:
+        return {tuple(row) for row in connection.execute(text(query))}
+
+
+def test_a_database_of_the_first_release_goes_on(first_release: Engine) -> None:
+    move(first_release, "head")
+    assert select_all(first_release, "SELECT job_id, attempt, worker, lease_until FROM seats") == {
+        ("b" * 12, 2, "box:7", 60.0),
+        ("c" * 12, 1, "box:8", 9.0),
+    }
+    assert select_all(first_release, "SELECT sha256, job_id, role FROM artifact_uses") == {
+        ("a" * 64, "a" * 12, "checkpoint"),
+        ("a" * 64, "d" * 12, "checkpoint"),
+        ("e" * 64, "d" * 12, "evidence"),
+        ("c" * 64, "e" * 12, "source"),
+    }
+    assert sorted(healing.requeue_lost(first_release, max_losses=3)) == ["b" * 12, "c" * 12]
+    assert [jobs.get(first_release, letter * 12).status for letter in "bc"] == ["queued", "canceled"]
+    taken = claims.claim(first_release, "e" * 12, worker="w", lease_seconds=60)
+    assert taken is None  # its recipe is one that nobody can read any more; it fails with a sentence
+    assert "cannot be read any more" in str(jobs.get(first_release, "e" * 12).reason)
+    first_release.dispose()
+
+
+def test_and_back_again(first_release: Engine) -> None:
+    before = select_all(first_release, "SELECT id, status, worker, lease_until, attempt FROM jobs")
+    move(first_release, "head")
+    with migrating(first_release) as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0002")
+    assert select_all(first_release, "SELECT id, status, worker, lease_until, attempt FROM jobs") == before
+    first_release.dispose()

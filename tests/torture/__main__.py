@@ -13,9 +13,9 @@ told every event of the ledger exactly once and in order. In the end all jobs ha
 weights, the same verdict on every image and every adversarial pixel the same; no row of the leaderboard is there
 twice; no process, no work directory, no seat and no chunk is left. (A GPU is held by a process.)
 
-The last line is one JSON object: `jobs`, `finished` (succeeded), `faults` (while jobs were open), `different` (jobs whose result is not
-the calm run's), `duplicates` (rows and jobs that are there twice), `lost_events`, `problems` (whatever else is
-wrong).
+The last line is one JSON object: `jobs`, `finished` (succeeded), `faults` (while jobs were open), `different`
+(jobs whose result is not the calm run's), `duplicates` (rows and jobs that are there twice), `lost_events`,
+`problems` (whatever else is wrong).
 """
 
 import argparse

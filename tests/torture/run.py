@@ -71,7 +71,7 @@ class Run:
         return self.left
 
     def tortured(self, number: int, chance: random.Random, seconds: float) -> Left:
-        """With so many faults while jobs are open, spread over the families: each comes when its share has passed."""
+        """With so many faults while jobs are open. A family comes when its share of them has passed."""
         began = time.monotonic()
         submitting = Thread(target=self._submit_as_faults_pass, args=(number,), daemon=True)
         submitting.start()
