@@ -233,8 +233,9 @@ def test_an_upload_comes_into_the_bucket_and_a_download_out_of_it(
     assert upload(client, CONTENT)["finished"]
     assert b"".join(store.read(SHA256)) == CONTENT
     assert list(settings.uploads_dir.iterdir()) == []
-    recipe = {"name": "autoattack-digits-linf", "overrides": {"model.checkpoint": SHA256}}
-    job = client.post("/api/v1/jobs", json=recipe)
+    model = {"kind": "cnn", "width": 8}
+    recipe = {"kind": "import", "upload": SHA256, "dataset": "digits", "model": model}
+    job = client.post("/api/v1/jobs", json={"recipe": recipe})
     assert job.status_code == 201
     state: State = client.app.state.dkl  # type: ignore[attr-defined]
     with writing(state.db) as session:

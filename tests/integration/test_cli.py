@@ -179,7 +179,7 @@ def test_an_evaluation_is_stopped_and_verified(start_embedded: Start, settings: 
     assert first.returncode == 0, first.stderr
     assert "its board has fewer than 1 rows, so nothing stops it" in first.stdout
     assert re.search(r"[\d.]+% clean, [\d.]+% robust, custom", first.stdout)
-    [job_id] = re.findall(r"job ([0-9a-f]{12}) is queued", first.stdout)
+    [job_id] = re.findall(r"job ([0-9a-f]{12}), autoattack-digits-linf, is queued", first.stdout)
     [row] = client.leaderboard(dataset="digits")["rows"]
     second = dklbench("submit", *quick, "--top", "1", "seed=1", *here, settings=settings)
     assert (

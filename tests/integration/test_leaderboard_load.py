@@ -2,8 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import pytest
 from samples import EPOCH, JUDGED, STARTED
@@ -19,6 +21,14 @@ from service.leaderboard import Question, find
 from service.settings import Settings
 from service.streams import Streams
 from service.tables import Job
+
+T = TypeVar("T")
+
+
+def in_a_loop(work: Coroutine[Any, Any, T]) -> T:
+    """In a thread of its own: this one may have a loop, of a browser that another test drives."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def evaluations(db: Engine, accuracies: list[float]) -> None:
@@ -110,7 +120,7 @@ def test_the_streams_of_one_job_share_their_reading(db: Engine) -> None:
     job = jobs.create(db, resolve("natural-digits", {}))
     claim = claims.claim(db, job.id, worker="w", lease_seconds=60)
     assert claim is not None
-    told = asyncio.run(_followed(db, claim, streams=50))
+    told = in_a_loop(_followed(db, claim, streams=50))
     with reading(db) as session:
         assert session.get_one(Job, job.id).status == "failed"
     written = [str(row.id) for row in jobs.events(db, job.id)]
@@ -156,5 +166,5 @@ def test_a_stream_from_nowhere_takes_nothing_from_the_others(db: Engine, after: 
         await asyncio.wait_for(strange, 10)
         return [await asyncio.wait_for(honest, 10)]
 
-    (ids,) = asyncio.run(follow())
+    (ids,) = in_a_loop(follow())
     assert ids == [str(row.id) for row in jobs.events(db, job.id)]

@@ -33,6 +33,9 @@ from service.tables import Artifact, AuditEvent, Upload
 
 CONTENT = bytes(range(256)) * 20_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+IMPORT = {
+    "recipe": {"kind": "import", "upload": SHA256, "dataset": "digits", "model": {"kind": "cnn", "width": 8}}
+}
 Headers = dict[str, str]
 
 
@@ -101,8 +104,10 @@ def test_a_file_in_three_parts(service: Service) -> None:
         actions = session.scalars(select(AuditEvent.action).order_by(AuditEvent.id)).all()
     assert (artifact.size, artifact.key_id) == (len(CONTENT), None)
     assert actions == ["upload.begin", "upload.finish"]
-    recipe = {"name": "autoattack-digits-linf", "overrides": {"model.checkpoint": SHA256}}
-    assert service.http.post("/api/v1/jobs", json=recipe).status_code == 201
+    as_it_is = {"name": "autoattack-digits-linf", "overrides": {"model.checkpoint": SHA256}}
+    refused = service.http.post("/api/v1/jobs", json=as_it_is)
+    assert (refused.status_code, "nobody has looked into it yet" in refused.json()["detail"]) == (422, True)
+    assert service.http.post("/api/v1/jobs", json=IMPORT).status_code == 201
 
 
 def test_a_part_at_the_wrong_place_is_told_the_right_one(service: Service) -> None:
@@ -348,8 +353,7 @@ def test_a_sha256_alone_opens_nothing(service: Service) -> None:
 def test_freeing_a_jobs_files(service: Service) -> None:
     anna, bert = service.key("anna"), service.key("bert")
     service.upload(headers=anna)
-    recipe = {"name": "autoattack-digits-linf", "overrides": {"model.checkpoint": SHA256}}
-    job = service.http.post("/api/v1/jobs", json=recipe, headers=anna).json()
+    job = service.http.post("/api/v1/jobs", json=IMPORT, headers=anna).json()
     url = f"/api/v1/jobs/{job['id']}"
     busy = service.http.delete(f"{url}/files", headers=anna)
     assert busy.status_code == 409
