@@ -38,6 +38,7 @@ def configure(settings: Settings, level: int = logging.INFO) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
         logger.propagate = name != "uvicorn.access"  # service/observed.py says it, and more
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
