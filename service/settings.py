@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     resend_seconds: Seconds = 60
     """A ready job that nobody has claimed for so long is announced to the workers again."""
     max_losses: Annotated[int, Field(ge=1)] = 3
-    """A job that cost so many workers their life fails."""
+    """A job that costs so many workers their life, without getting any further, fails."""
     stall_seconds: Seconds = 1800
     """A job that says nothing for so long is taken from its worker, although that one's heart still beats."""
     grace_seconds: Seconds = 60
