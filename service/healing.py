@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from sqlalchemy import ColumnElement, Engine, func, or_, select
+from sqlalchemy import ColumnElement, Engine, func, select
 from sqlalchemy.orm import Session
 
 from service.db import clock, now, reading, writing
@@ -56,11 +56,14 @@ def take_unsent(db: Engine, *, resend_seconds: float, lease_seconds: float) -> l
     `resend_seconds` there are no more than idle workers, and for a running evaluation no more than free chunks.
     """
     with writing(db) as session:
-        due = or_(Job.sent_at.is_(None), Job.sent_at < now() - resend_seconds)
-        wanted = select(Job).where(ready(), due).order_by(*IN_ORDER).with_for_update(of=Job, skip_locked=True)
         idle = _idle(session, lease_seconds)
+        wanted = select(Job).where(ready()).order_by(*IN_ORDER).with_for_update(of=Job, skip_locked=True)
+        due = list(session.scalars(wanted.where(Job.sent_at.is_(None))))
+        if idle.total():  # else nobody would hear it, and a long queue is not read again for every message
+            stale = wanted.where(Job.sent_at < now() - resend_seconds, Job.queue.in_(idle))
+            due += session.scalars(stale.limit(idle.total()))
         messages = []
-        for job in session.scalars(wanted).all():
+        for job in due:
             if job.status == "running":
                 knocks = min(_free_chunks(session, job.id), idle[job.queue])
             else:

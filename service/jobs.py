@@ -254,10 +254,3 @@ def children(db: Engine, job_id: str) -> Sequence[Job]:
     """The evaluations of this job's model, oldest first."""
     with reading(db) as session:
         return session.scalars(select(Job).where(Job.parent_id == job_id).order_by(Job.created_at)).all()
-
-
-def revisions(db: Engine, job_ids: Sequence[str]) -> dict[str, int]:
-    """The jobs' revisions: what changed since one looked."""
-    with reading(db) as session:
-        rows = session.execute(select(Job.id, Job.revision).where(Job.id.in_(job_ids)))
-        return {row.id: row.revision for row in rows}

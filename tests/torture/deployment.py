@@ -1,7 +1,6 @@
 """What docker-compose.yml starts, as processes of this machine, with proxies where its network would be."""
 
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,7 @@ class Deployment:
         migrate(self.db)
         self.settings = self._settings()
         environment = self.settings.as_environment()
-        uvicorn = [sys.executable, "-m", "uvicorn", "service.app:create_app", "--factory", "--port"]
-        self.api = Container("api", [*uvicorn, str(self.settings.port)], self.logs, environment=environment)
+        self.api = Container("api", [str(BIN / "dklbench"), "serve"], self.logs, environment=environment)
         self.workers = [self._worker(number, environment) for number in (0, 1)]
         self.url = f"http://127.0.0.1:{self.settings.port}"
         self.client = Client(self.url)

@@ -39,6 +39,12 @@ def kill_api(on: Deployment, chance: random.Random) -> str:
     return ""
 
 
+def terminate_api(on: Deployment, chance: random.Random) -> str:
+    began = time.monotonic()
+    on.api.restart()
+    return f"gone after {time.monotonic() - began:.1f} s"
+
+
 def freeze_api(on: Deployment, chance: random.Random) -> str:
     seconds = chance.uniform(1, LEASE_SECONDS)
     on.api.freeze(seconds)
@@ -154,6 +160,7 @@ KINDS: dict[str, Fault] = {
     "kill -9 of a worker": kill_worker,
     "kill -9 of a job's process": kill_child,
     "kill -9 of the API": kill_api,
+    "SIGTERM of the API": terminate_api,
     "SIGSTOP of the API": freeze_api,
     "SIGTERM of a worker": terminate_worker,
     "SIGSTOP of a worker": freeze_worker,

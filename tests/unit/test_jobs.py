@@ -283,7 +283,7 @@ def test_unknown_ids(db: Engine, job_id: str) -> None:
 
 def test_every_change_raises_the_revision(db: Engine) -> None:
     job_id = jobs.create(db, TRAIN).id
-    seen = [jobs.revisions(db, [job_id])[job_id]]
+    seen = [jobs.get(db, job_id).revision]
     taken = claim(db, job_id)
     for change in (
         lambda: claims.append(db, taken, EPOCH),
@@ -292,7 +292,7 @@ def test_every_change_raises_the_revision(db: Engine) -> None:
         lambda: claims.stopped(db, taken),
     ):
         change()
-        seen.append(jobs.revisions(db, [job_id])[job_id])
+        seen.append(jobs.get(db, job_id).revision)
     assert seen == sorted(set(seen))
 
 
