@@ -177,7 +177,7 @@ class Client:
         return self._json("GET", "/api/v1/recipes")
 
     def leaderboard(self, **query: Any) -> dict[str, Any]:
-        """One board with its rows; `query`: dataset, norm, eps, sort, search."""
+        """One board with its rows; `query`: dataset, norm, eps, sort, search, page, limit."""
         return self._json("GET", "/api/v1/leaderboard", params=query)
 
     def watch(self, job_id: str) -> Iterator[Event]:

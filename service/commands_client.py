@@ -155,10 +155,11 @@ def jobs(url: Url = None) -> None:
 def leaderboard(
     dataset: Annotated[str | None, typer.Option(help="digits, cifar10, ...")] = None,
     norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1.")] = None,
+    page: Annotated[int, typer.Option(min=1, help="Of a hundred rows each.")] = 1,
     url: Url = None,
 ) -> None:
     """Show the ranking."""
-    query = {name: value for name, value in {"dataset": dataset, "norm": norm}.items() if value}
+    query = {name: value for name, value in {"dataset": dataset, "norm": norm, "page": page}.items() if value}
     with client_of(url) as client:
         console.print(terminal.leaderboard_table(client.leaderboard(**query)))
 

@@ -203,6 +203,8 @@ def leaderboard_table(found: dict[str, Any]) -> Table:
             f"{interval[0]:.0%}..{interval[1]:.0%}" if interval else "",
             f"{row['suite']}{images}, {row['source']}",
         )
+    if found["total"] > len(found["rows"]):
+        table.caption = f"{len(found['rows'])} of {found['total']} rows; --page has the others"
     return table
 
 

@@ -68,8 +68,10 @@ def test_the_ranking_names_who_attacked(capsys: pytest.CaptureFixture[str]) -> N
         "suite": "AutoAttack standard, by pyautoattack",
         "source": "measured",
     }
-    console.print(leaderboard_table({"board": {"title": "Digits"}, "rows": [row]}))
-    assert "AutoAttack standard, by pyautoattack, 100 images, measured" in capsys.readouterr().out
+    console.print(leaderboard_table({"board": {"title": "Digits"}, "rows": [row], "total": 250}))
+    out = capsys.readouterr().out
+    assert "AutoAttack standard, by pyautoattack, 100 images, measured" in out
+    assert "1 of 250 rows; --page has the others" in out
 
 
 # --- a training -------------------------------------------------------------------------------------------
