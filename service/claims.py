@@ -64,8 +64,7 @@ def claim(
             recipe = read_recipe(job.recipe)
         except InvalidRecipeError as error:  # of an older version; nobody must wait for it for ever
             reason = f"its recipe cannot be read any more ({error}); submit it anew"
-            if job.status == "queued":
-                move(session, job, "failed", reason=reason, actor=LEDGER)
+            move(session, job, "failed", reason=reason, actor=LEDGER)
             return None
         job.attempt += 1
         at = clock(session)

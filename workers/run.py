@@ -33,6 +33,8 @@ from workers.trouble import explains_itself, is_of_the_gpu, passes
 
 _log = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 0.5
+_TRIES = 20
+"""Jobs that others may take while we look, before we look again later."""
 _PAUSE_SECONDS = 15.0
 """Before a job that met a full disk or the like is tried again."""
 _LEAVES = {"train": "model.safetensors", "import": "model.safetensors", "evaluate": "evidence.safetensors"}
@@ -77,7 +79,9 @@ def _claim(worker: Description, settings: Settings, db: Engine) -> claims.Claim 
     if not enough_space(settings):
         _say_full(settings)
         return None
-    while (job_id := waiting.next_ready(db, worker.offer)) is not None:
+    for _ in range(_TRIES):
+        if (job_id := waiting.next_ready(db, worker.offer)) is None:
+            break
         claim = claims.claim(
             db, job_id, worker=worker.name, lease_seconds=settings.lease_seconds, offer=worker.offer
         )
