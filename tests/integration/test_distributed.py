@@ -230,6 +230,7 @@ def kill_one(workdir: Path) -> None:
     next(process for process in ranks if process.environ()["RANK"] == "1").kill()
 
 
+@pytest.mark.slow
 def test_a_run_under_the_agent_is_that_of_one_process_whatever_happens(tmp_path: Path, data_dir: Path) -> None:
     alone = in_one(THE_RUN, tmp_path / "one", data_dir)
     whole = list(in_two(THE_RUN, tmp_path / "whole", data_dir))

@@ -45,6 +45,7 @@ def sentence(process):
     return line.removeprefix("error: ")
 
 
+@pytest.mark.slow  # `dklbench run` does the same in tests/integration/test_cli.py
 def test_train_then_judge(tmp_path):
     trained = dkl(tmp_path, *SMALL, "--device", "cpu")
     assert (trained.returncode, trained.stderr) == (0, "")

@@ -340,7 +340,7 @@ def machine(db: Engine) -> type[LedgerMachine]:
 
 
 def test_the_ledger_in_arbitrary_order(machine: type[LedgerMachine], db: Engine) -> None:
-    examples = 20 if db.dialect.name == "sqlite" else 10
+    examples = 15 if db.dialect.name == "sqlite" else 8
     run_state_machine_as_test(
         machine,
         settings=settings(

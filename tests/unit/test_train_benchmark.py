@@ -59,6 +59,7 @@ def test_the_numbers_of_the_last_line() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_the_peak_memory_of_the_losses() -> None:
     def megabytes(form: str) -> float:
         command = [sys.executable, BENCHMARKS / "loss_alone.py", form, "--classes", "200", "--repeats", "1"]
