@@ -15,7 +15,8 @@ HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.
 @pytest.fixture
 def addresses(site: story.Site) -> dict[str, str]:
     newest = jobs.recent(site.db)
-    training = next(job for job in newest if job.kind == "train" and job.clean_accuracy == 0.95)
+    # The first one: other tests of this process may have trained more on the same site.
+    training = next(job for job in reversed(newest) if job.kind == "train" and job.clean_accuracy == 0.95)
     judged = {job.robust_accuracy: job for job in newest if job.kind == "evaluate"}
     return {
         "board": f"{site.url}/?dataset=digits",

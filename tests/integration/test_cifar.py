@@ -27,6 +27,7 @@ def train_and_judge(start: Start, training_images: int, judging: dict[str, objec
     return ends(client, training, seconds=900)["result"], ends(client, evaluation, seconds=900)["result"]
 
 
+@pytest.mark.slow
 def test_a_few_packed_images(start_embedded: Start, settings: Settings) -> None:
     shutil.copytree(PACKED, settings.datasets_dir)
     suite = [{"kind": "apgd-ce", "steps": 5}, {"kind": "square", "queries": 20}]

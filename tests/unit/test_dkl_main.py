@@ -76,6 +76,7 @@ def test_train_then_judge(tmp_path):
     assert (tmp_path / "judged" / "evidence.safetensors").exists()
 
 
+@pytest.mark.slow  # tests/integration/test_cli.py and test_plot.py have its parts
 def test_a_training_draws_its_curve(tmp_path):
     words = ["ikl-at-digits", "epochs=2", "model.width=2", "images=128", "seed=5", "--plot", "out.svg"]
     trained = dkl(tmp_path, *words)
