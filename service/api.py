@@ -25,6 +25,7 @@ _FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file; its ETag is its sha256"}
 }
 
+Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "canceled"]
 router = APIRouter(prefix="/api/v1", responses=ANSWERS)
 
 
@@ -39,7 +40,7 @@ class JobView(BaseModel):
     id: str
     kind: Literal["train", "import", "evaluate", "corruptions"]
     name: str | None
-    status: Literal["queued", "running", "cancelling", "succeeded", "failed", "canceled"]
+    status: Status
     reason: str | None
     parent_id: str | None
     """The job whose model it waits for."""
@@ -127,7 +128,7 @@ def create_job(body: JobRequest, request: Request, caller: Submitter) -> JobView
 @router.get("/jobs", dependencies=[needs("read")])
 def list_jobs(
     request: Request,
-    status: Literal["queued", "running", "cancelling", "succeeded", "failed", "canceled"] | None = None,
+    status: Status | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> list[JobView]:
     """The newest jobs, newest first."""
