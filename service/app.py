@@ -24,9 +24,6 @@ from service import (
     healing,
     health,
     metrics,
-    pages,
-    pages_keys,
-    pages_workers,
 )
 from service.collect import collect_alone
 from service.db import connect
@@ -40,12 +37,15 @@ from service.settings import Settings
 from service.settings import settings as process_settings
 from service.state import State
 from service.streams import POLL_SECONDS
+from service.web import api_page, job_page, jobs_page, keys_page, leaderboard_page, workers_page
 from service.webhooks import deliver_due
 
 MAX_BODY_BYTES = 2**20
 _COLLECT_SECONDS = 3600.0
 _DELIVER_SECONDS = 2.0
 _log = logging.getLogger(__name__)
+_INTERFACES = (api, api_uploads, api_keys, api_webhooks, api_workers, health, metrics)
+_PAGES = (leaderboard_page, jobs_page, job_page, workers_page, keys_page, api_page)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -58,9 +58,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1.0",
         description="Adversarial robustness benchmarking: train, attack, rank.",
         lifespan=_lifespan,
-        docs_url=None,  # its page loads scripts from a CDN; service/pages.py has one of our own
+        docs_url=None,  # its page loads scripts from a CDN; service/web/api_page.py has one of our own
         redoc_url=None,
-        openapi_url=None,  # service/pages.py serves it, to those who may see it
+        openapi_url=None,  # service/web/api_page.py serves it, to those who may see it
         middleware=[
             Middleware(Observed, requests=observations.requests),
             Middleware(SecurityHeaders),
@@ -71,16 +71,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.dkl = state
     app.state.metrics = observations
     app.state.checks = health.Checks(settings, state.db)
-    app.include_router(api.router)
-    app.include_router(pages.router)
-    app.include_router(api_uploads.router)
-    app.include_router(api_keys.router)
-    app.include_router(api_webhooks.router)
-    app.include_router(health.router)
-    app.include_router(metrics.router)
-    app.include_router(api_workers.router)
-    app.include_router(pages_keys.router)
-    app.include_router(pages_workers.router)
+    for routes in (*_INTERFACES, *_PAGES):
+        app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "web" / "static"), name="static")
     for kind, handler in (HANDLERS | api_uploads.HANDLERS).items():
         app.add_exception_handler(kind, handler)

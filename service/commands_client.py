@@ -154,12 +154,13 @@ def jobs(url: Url = None) -> None:
 @app.command()
 def leaderboard(
     dataset: Annotated[str | None, typer.Option(help="digits, cifar10, ...")] = None,
-    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1.")] = None,
+    threat_model: Annotated[str | None, typer.Option(help="Linf, L2, L1 or corruptions.")] = None,
     page: Annotated[int, typer.Option(min=1, help="Of a hundred rows each.")] = 1,
     url: Url = None,
 ) -> None:
     """Show the ranking."""
-    query = {name: value for name, value in {"dataset": dataset, "norm": norm, "page": page}.items() if value}
+    asked = {"dataset": dataset, "threat_model": threat_model, "page": page}
+    query = {name: value for name, value in asked.items() if value}
     with client_of(url) as client:
         console.print(terminal.leaderboard_table(client.leaderboard(**query)))
 

@@ -11,13 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine
 
-from dkl.documents import Norm
 from dkl.protocols import Evaluate
 from dkl.recipes import Recipe
 from service.jobs import RefusedError
-from service.rows import Board, Row, measured, published
+from service.measured import measured
+from service.reported import reported
+from service.rows import Board, BoardThreat, Row
 
-Sort = Literal["robust_accuracy", "-robust_accuracy", "clean_accuracy", "-clean_accuracy", "name", "-name"]
+Sort = Literal[
+    "best_known_accuracy", "-best_known_accuracy", "robust_accuracy", "-robust_accuracy",
+    "clean_accuracy", "-clean_accuracy", "name", "-name",
+]  # fmt: skip
 
 
 class Question(BaseModel):
@@ -26,9 +30,9 @@ class Question(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     dataset: str | None = None
-    norm: Norm | None = None
+    threat_model: BoardThreat | None = None
     eps: Annotated[float, Field(gt=0)] | None = None
-    sort: Sort = "-robust_accuracy"
+    sort: Sort = "-best_known_accuracy"
     """A column; with a minus in front from high to low."""
     search: Annotated[str, Field(max_length=100)] = ""
     """Looked for in names, architectures and suites."""
@@ -54,23 +58,23 @@ class Leaderboard(BaseModel):
 
 def find(db: Engine, question: Question) -> Leaderboard:
     """The busiest board that fits the question, with a page of its rows."""
-    here, reported = measured(db), published()
+    here, there = measured(db), reported()
     sizes = Counter({board: len(rows) for board, rows in here.items()})
-    sizes.update({board: len(rows) for board, rows in reported.items()})
+    sizes.update({board: len(rows) for board, rows in there.items()})
     boards = [board for board, _ in sizes.most_common()]
     for board in boards:
         if (
             question.dataset in {None, board.dataset}
-            and question.norm in {None, board.norm}
-            and (question.eps is None or abs(question.eps - board.eps) < 1e-9)
+            and question.threat_model in {None, board.threat_model}
+            and (question.eps is None or (board.eps is not None and abs(question.eps - board.eps) < 1e-9))
         ):
-            rows = [*here.get(board, ()), *reported.get(board, ())]
+            rows = [*here.get(board, ()), *there.get(board, ())]
             return Leaderboard(boards=boards, board=board, **_page(rows, question))
     return Leaderboard(boards=boards, board=None, rows=[], total=0, pages=0)
 
 
 def _page(rows: list[Row], question: Question) -> dict[str, Any]:
-    accuracies = sorted(row.robust_accuracy for row in rows)
+    accuracies = sorted(row.best_known_accuracy for row in rows)
     if needle := question.search.casefold().strip():
         rows = [r for r in rows if needle in f"{r.name} {r.architecture} {r.suite} {r.source}".casefold()]
     rows.sort(key=attrgetter(question.sort.removeprefix("-")), reverse=question.sort.startswith("-"))
@@ -85,7 +89,24 @@ def _page(rows: list[Row], question: Question) -> dict[str, Any]:
 
 def _rank(row: Row, accuracies: list[float]) -> int:
     """One more than there are better ones; `accuracies` are all of the board's, ascending."""
-    return len(accuracies) - bisect_right(accuracies, row.robust_accuracy) + 1
+    return len(accuracies) - bisect_right(accuracies, row.best_known_accuracy) + 1
+
+
+class UnknownEntryError(LookupError):
+    """No board has this entry; the message says where to look."""
+
+
+def entry(db: Engine, name: str) -> Row:
+    """The row of this name with its rank; UnknownEntryError where there is none."""
+    here, there = measured(db), reported()
+    for boards in (here, there):
+        for board, rows in boards.items():
+            for row in rows:
+                if row.entry == name:
+                    ranked = [*here.get(board, ()), *there.get(board, ())]
+                    accuracies = sorted(other.best_known_accuracy for other in ranked)
+                    return row.model_copy(update={"rank": _rank(row, accuracies)})
+    raise UnknownEntryError(f"no leaderboard has an entry {name!r}; find one on the leaderboard")
 
 
 def stop_outside_top(db: Engine, recipe: Recipe, k: int) -> Evaluate:
@@ -101,7 +122,7 @@ def stop_outside_top(db: Engine, recipe: Recipe, k: int) -> Evaluate:
         )
     if recipe.stop_below is not None:
         raise RefusedError(f"top_k: the recipe has stop_below {recipe.stop_below:g} already; give one of the two")
-    board = Board(dataset=recipe.dataset, norm=recipe.threat.norm, eps=recipe.threat.eps)
-    rows = [*measured(db).get(board, ()), *published().get(board, ())]
-    best = sorted((row.robust_accuracy for row in rows), reverse=True)
+    board = Board(dataset=recipe.dataset, threat_model=recipe.threat.norm, eps=recipe.threat.eps)
+    rows = [*measured(db).get(board, ()), *reported().get(board, ())]
+    best = sorted((row.best_known_accuracy for row in rows), reverse=True)
     return recipe.model_copy(update={"stop_below": best[k - 1]}) if len(best) >= k else recipe

@@ -13,11 +13,13 @@ from starlette.exceptions import HTTPException
 
 from dkl.catalog import UnknownRecipeError
 from dkl.explain import Fault, InvalidRecipeError, explain
-from service import jobs, pages
+from service import jobs
 from service.access import AccessError
 from service.keys import UnknownKeyError
+from service.leaderboard import UnknownEntryError
 from service.registry import UnknownWorkerError
 from service.stored import NoFileError
+from service.web.templating import error_page, wants_html
 
 
 class FieldError(BaseModel):
@@ -52,8 +54,8 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 
 
 def answer(request: Request, status: int, sentence: str, faults: list[Fault] | None = None) -> Response:
-    if pages.wants_html(request):
-        return pages.error_page(request, status, sentence)
+    if wants_html(request):
+        return error_page(request, status, sentence)
     errors = [FieldError(field=fault.field, message=fault.message) for fault in faults or []]
     return JSONResponse(Problem(detail=sentence, errors=errors).model_dump(), status)
 
@@ -77,6 +79,10 @@ async def _unknown_recipe(request: Request, error: UnknownRecipeError) -> Respon
 
 
 async def _unknown_job(request: Request, error: jobs.UnknownJobError) -> Response:
+    return answer(request, 404, str(error))
+
+
+async def _unknown_entry(request: Request, error: UnknownEntryError) -> Response:
     return answer(request, 404, str(error))
 
 
@@ -109,7 +115,7 @@ async def _unknown_worker(request: Request, error: UnknownWorkerError) -> Respon
 
 
 async def _no_access(request: Request, error: AccessError) -> Response:
-    browses = request.method == "GET" and pages.wants_html(request) and "hx-request" not in request.headers
+    browses = request.method == "GET" and wants_html(request) and "hx-request" not in request.headers
     if error.status == 401 and browses:
         place = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"/signin?{urlencode({'next': place})}", 303)
@@ -139,6 +145,7 @@ HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] =
     InvalidRecipeError: _invalid_recipe,
     UnknownRecipeError: _unknown_recipe,
     jobs.UnknownJobError: _unknown_job,
+    UnknownEntryError: _unknown_entry,
     NoFileError: _no_file,
     jobs.RefusedError: _refused,
     jobs.TooLateError: _too_late,

@@ -226,6 +226,45 @@ class Upload(Base):
     finished_at: Mapped[float | None]
 
 
+# --- the leaderboard -------------------------------------------------------------------------------------
+
+
+class ReportedRow(Base):
+    """A published result that an admin brought in beside those that come with the package."""
+
+    __tablename__ = "reported_rows"
+
+    entry: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """Names it in addresses."""
+    document: Mapped[dict[str, Any]]
+    """RobustBench's model_info of it, with `dataset` and `threat_model` as RobustBench's folders name them."""
+    added_at: Mapped[float]
+    added_by: Mapped[str] = mapped_column(String(100))
+
+
+class Verification(Base):
+    """Somebody has checked the evidence of an evaluation with its model, and said what came out. Append-only."""
+
+    __tablename__ = "verifications"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(_Counter, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    at: Mapped[float]
+    actor: Mapped[str] = mapped_column(String(100))
+    """Whose word it is: a key's name and id, or "anonymous"."""
+    evidence_sha256: Mapped[str] = mapped_column(String(64))
+    images: Mapped[int]
+    adversarial: Mapped[int]
+    """Adversarial images that were checked."""
+    faults: Mapped[int]
+    """Claims that do not hold; 0 where all of the evidence is proved."""
+    sentences: Mapped[list[str]]
+    """The first of the faults."""
+    device: Mapped[str] = mapped_column(String(200))
+    versions: Mapped[dict[str, str]]
+
+
 # --- people -----------------------------------------------------------------------------------------------
 
 

@@ -78,9 +78,9 @@ def test_search_filters_while_typing_and_keeps_the_cursor(site: story.Site, page
 
 def test_boards_keep_nothing_but_the_board(site: story.Site, page: Page) -> None:
     page.goto(f"{site.url}/?dataset=digits&sort=name&search=natural")
-    page.get_by_role("navigation", name="Boards").get_by_role("link", name="CIFAR-100 Linf 8/255").click()
+    page.get_by_role("navigation", name="Boards").get_by_role("link", name="CIFAR-100 Linf, eps 8/255").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("CIFAR-100, Linf, eps 8/255")
-    assert re.fullmatch(r".*/\?dataset=cifar100&norm=Linf&eps=0\.0313725\d*", page.url)
+    assert re.fullmatch(r".*/\?dataset=cifar100&threat_model=Linf&eps=0\.0313725\d*", page.url)
     expect(page.locator(".tabs [aria-current]")).to_contain_text("CIFAR-100")
     expect(page.get_by_role("searchbox")).to_have_value("")
 

@@ -149,12 +149,12 @@ def test_a_measured_row_has_the_papers_number_beside_it_if_it_was_trained_as_pub
     )
 
     def rows(eps: float) -> list[dict]:
-        query = {"dataset": "cifar10", "norm": "Linf", "eps": eps}
+        query = {"dataset": "cifar10", "threat_model": "Linf", "eps": eps}
         found = client.get("/api/v1/leaderboard", params=query).json()["rows"]
         return [row for row in found if row["source"] == "measured"]
 
-    assert [row["published_robust_accuracy"] for row in rows(8 / 255)] == [published]
-    assert [row["published_robust_accuracy"] for row in rows(4 / 255)] == [None]  # another question
+    assert [row["published_accuracy"] for row in rows(8 / 255)] == [published]
+    assert [row["published_accuracy"] for row in rows(4 / 255)] == [None]  # another question
 
 
 def test_a_paper_that_judges_at_another_radius_is_compared_at_that_radius(client: TestClient, db: Engine) -> None:
@@ -168,13 +168,15 @@ def test_a_paper_that_judges_at_another_radius_is_compared_at_that_radius(client
     assert published is not None
 
     def said(eps: float) -> list[float | None]:
-        query = {"dataset": "cifar10", "norm": "L2", "eps": eps}
+        query = {"dataset": "cifar10", "threat_model": "L2", "eps": eps}
         found = client.get("/api/v1/leaderboard", params=query).json()["rows"]
-        return [row["published_robust_accuracy"] for row in found if row["source"] == "measured"]
+        return [row["published_accuracy"] for row in found if row["source"] == "measured"]
 
     assert said(128 / 255) == [None]
     assert said(0.5) == [published.robust_accuracy]
-    ranked = client.get("/api/v1/leaderboard", params={"dataset": "cifar10", "norm": "L2", "eps": 0.5}).json()
+    ranked = client.get(
+        "/api/v1/leaderboard", params={"dataset": "cifar10", "threat_model": "L2", "eps": 0.5}
+    ).json()
     assert name in [row["name"] for row in ranked["rows"] if row["source"] == "published"]
 
 
@@ -497,7 +499,7 @@ def test_malformed_bodies(client: TestClient, body: bytes, sentence: str) -> Non
         ("GET", "/api/v1/jobs?limit=0", 422),
         ("GET", "/api/v1/jobs?status=lost", 422),
         ("GET", "/api/v1/leaderboard?eps=nan", 422),
-        ("GET", "/api/v1/leaderboard?norm=L7", 422),
+        ("GET", "/api/v1/leaderboard?threat_model=L7", 422),
         ("GET", "/api/v1/leaderboard?sort=recipe", 422),
         ("PUT", "/api/v1/jobs", 405),
         ("GET", "/api/v1/nothing", 404),

@@ -1,78 +1,31 @@
-"""The HTML pages: the leaderboard, the jobs, one job. Server-rendered; they work without JavaScript."""
+"""The page of one job, and what one does to it there."""
 
-import hashlib
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from statistics import fmean
-from typing import Annotated, NamedTuple
-from urllib.parse import urlencode
+from typing import NamedTuple
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
-from fastapi.templating import Jinja2Templates
-from pydantic import TypeAdapter, ValidationError
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 
-from dkl.architectures import Model, show_model
 from dkl.catalog import RECIPES
-from dkl.datasets import show_name
-from dkl.documents import show_pixels
 from dkl.protocols import AnyProtocol, CorruptionProtocol
-from service import jobs, leaderboard, wording
-from service.access import Reader, Submitter, needs
+from service import jobs
+from service.access import Reader, Submitter
 from service.history import history_of, reruns
-from service.outlook import asked, obstacles, outlook
+from service.measured import show_suite, why_unranked
+from service.moves import TERMINAL
+from service.outlook import asked, outlook
 from service.published import Comparison, compare, entry_of, judged_as_published
 from service.queue import ring
 from service.roster import roster
-from service.rows import Board, show_suite, why_unranked
-from service.scatter import scatter
 from service.state import state_of
 from service.stored import stored_file
 from service.tables import Job, JobEvent
-from service.training import training_of
-from service.verdict import curve_of, verdict_of
+from service.web.templating import templates
+from service.web.training import training_of
+from service.web.verdict import curve_of, verdict_of
 
-_WEB = Path(__file__).parent / "web"
 router = APIRouter(include_in_schema=False)
-templates = Jinja2Templates(directory=_WEB / "templates")
-templates.env.trim_blocks = templates.env.lstrip_blocks = True
-_MODEL: TypeAdapter[Model] = TypeAdapter(Model)
-
-
-# --- routes -----------------------------------------------------------------------------------------------
-
-
-@router.get("/", dependencies=[needs("leaderboard")])
-def leaderboard_page(request: Request, question: Annotated[leaderboard.Question, Query()]) -> Response:
-    found = leaderboard.find(state_of(request).db, question)
-    context = {
-        "found": found,
-        "sort": question.sort,
-        "search": question.search,
-        "page": question.page,
-        "limit": question.limit,
-        "scatter": scatter(found.rows),
-    }
-    return templates.TemplateResponse(request, "leaderboard.html", context)
-
-
-@router.get("/jobs", dependencies=[needs("read")])
-def jobs_page(request: Request) -> Response:
-    state = state_of(request)
-    db = state.db
-    newest = jobs.recent(db)
-    known = {job.id: job for job in newest}
-    parents = {
-        job.parent_id: known.get(job.parent_id) or jobs.get(db, job.parent_id) for job in newest if job.parent_id
-    }
-    context = {
-        "jobs": newest,
-        "parents": parents,
-        "obstacles": obstacles(db, newest, roster(db, lease_seconds=state.settings.lease_seconds)),
-        "busy": any(job.status not in jobs.TERMINAL for job in newest),
-    }
-    return templates.TemplateResponse(request, "jobs.html", context)
 
 
 @router.get("/jobs/{job_id}")
@@ -86,7 +39,7 @@ def job_page(job_id: str, request: Request, caller: Reader) -> Response:
     children = jobs.children(db, job_id)
     context = {
         "job": job,
-        "over": job.status in jobs.TERMINAL,
+        "over": job.status in TERMINAL,
         "parent": parent,
         "children": children,
         "mine": caller.may("submit") and caller.owns(job.key_id),
@@ -118,25 +71,6 @@ def rerun_job(job_id: str, request: Request, caller: Submitter) -> Response:
     job = jobs.rerun(state.db, job_id, caller=caller, max_queued=state.settings.max_queued)
     ring(state.db, state.settings)
     return RedirectResponse(f"/jobs/{job.id}", 303)
-
-
-@router.get("/api/docs", dependencies=[needs("leaderboard")])
-def api_page(request: Request) -> Response:
-    return templates.TemplateResponse(request, "api.html", {"api": request.app.openapi()})
-
-
-@router.get("/api/openapi.json", dependencies=[needs("leaderboard")])
-def api_document(request: Request) -> JSONResponse:
-    return JSONResponse(request.app.openapi())
-
-
-def wants_html(request: Request) -> bool:
-    """Whether a browser asked for a page, rather than a program for data."""
-    return not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", "")
-
-
-def error_page(request: Request, status: int, sentence: str) -> Response:
-    return templates.TemplateResponse(request, "error.html", {"status": status, "sentence": sentence}, status)
 
 
 # --- what a job page shows --------------------------------------------------------------------------------
@@ -210,58 +144,3 @@ def _published(job: Job, parent: Job | None, children: Sequence[Job]) -> Compari
 def _says_autoattack(job: Job) -> bool:
     ranked = job.kind == "evaluate" and job.status == "succeeded" and why_unranked(job) is None
     return ranked and show_suite(job).startswith("AutoAttack standard")
-
-
-# --- what templates call ----------------------------------------------------------------------------------
-
-
-def _title(job: Job) -> str:
-    return job.name or f"{job.kind} on {show_name(job.dataset)}"
-
-
-def _hedge(job: Job) -> str:
-    """The word that a robust accuracy needs in front: "at most" where the evaluation stopped early."""
-    if (job.result or {}).get("stopped_early"):
-        return "at most"
-    return "estimate" if job.recipe.get("policy") == "screen" else ""
-
-
-def _architecture(job: Job) -> str:
-    """The network's name; its kind where the document is one that today's recipes do not know any more."""
-    document = job.recipe.get("model") or {}
-    try:
-        return show_model(_MODEL.validate_python(document))
-    except ValidationError:
-        return str(document.get("kind", "a network"))
-
-
-def _board_url(board: Board, **more: str | int) -> str:
-    asked = {"dataset": board.dataset, "norm": board.norm, "eps": repr(board.eps), **more}
-    return "/?" + urlencode({name: value for name, value in asked.items() if value})
-
-
-@cache
-def _asset(name: str) -> str:
-    """The address of a static file; it changes with the content, so that no browser shows an old one."""
-    digest = hashlib.sha256((_WEB / "static" / name).read_bytes()).hexdigest()
-    return f"/static/{name}?v={digest[:8]}"
-
-
-templates.env.filters.update(
-    pixels=show_pixels,
-    dataset=show_name,
-    percent=wording.percent,
-    count=wording.count,
-    many=wording.many,
-    duration=wording.duration,
-    ago=wording.ago,
-    since=wording.since,
-    when=wording.when,
-    title_of=_title,
-    suite_of=show_suite,
-    hedge=_hedge,
-    unranked=why_unranked,
-    architecture=_architecture,
-    fields=wording.fields,
-)
-templates.env.globals.update(asset=_asset, board_url=_board_url)

@@ -8,9 +8,9 @@ from fastapi.responses import RedirectResponse
 
 from service import registry
 from service.access import Admin, needs
-from service.pages import templates
 from service.roster import Shown, WorkerName, queued, roster
 from service.state import state_of
+from service.web.templating import templates
 
 router = APIRouter(prefix="/workers", include_in_schema=False)
 

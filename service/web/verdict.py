@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from dkl.datasets import DATASETS
 from dkl.documents import show_pixels
 from dkl.intervals import wilson_interval
-from service.rows import show_suite
+from service.measured import show_suite
 from service.tables import Job, JobEvent
 
 Interval = tuple[float, float]

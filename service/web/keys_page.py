@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from dkl.explain import explain
 from service import audit, keys, sessions
 from service.access import AccessError, Admin, needs, recognise
-from service.pages import templates
 from service.state import state_of
+from service.web.templating import templates
 
 router = APIRouter(include_in_schema=False)
 _GIB = 2**30
