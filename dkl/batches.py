@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dkl.augment import augment
@@ -20,7 +22,7 @@ from dkl.datasets import Arrays, Folder, is_folder, load, open_folder, read_pict
 from dkl.draws import Draw, generator, order
 from dkl.folders import FolderRows, on_crops
 from dkl.generated import GeneratedRows, open_generated
-from dkl.recipes import Augmentation, Train
+from dkl.recipes import Augmentation, Fit, Generated, Train
 
 
 def on_device(arrays: Arrays, device: str | torch.device) -> tuple[Tensor, Tensor]:
@@ -128,6 +130,11 @@ class Batches:
         """Batches in an epoch."""
         return len(self.source)
 
+    @property
+    def views(self) -> int:
+        """How often a batch shows each of its images."""
+        return len(self.augmentations)
+
     def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """The batch number `index` (from 0) of `epoch` (from 1): x float32 in [0, 1] (V * B, C, H, W), y (V * B,).
 
@@ -163,11 +170,13 @@ class TrainingData:
     classes: int
     smallest_batch: int
     """Images of the batch that holds what is left of an epoch, views not counted twice."""
+    class_counts: tuple[int, ...]
+    """Real training images of each class."""
     sha256: str
     """Of all images that the batches come from, and their labels; see dkl/data_hash.py."""
 
 
-def training_data(recipe: Train, data_dir: Path, device: str | torch.device) -> TrainingData:
+def training_data(recipe: Fit, data_dir: Path, device: str | torch.device) -> TrainingData:
     """The images that `recipe` asks for, from `data_dir`.
 
     Raises DatasetError where they are missing or of the wrong form, ValueError where the recipe's numbers do not
@@ -186,9 +195,14 @@ def training_data(recipe: Train, data_dir: Path, device: str | torch.device) -> 
         validation,
         channels=arrays.images.shape[3],
         classes=arrays.classes,
-        smallest_batch=recipe.batch_size if recipe.generated else _rest(count - held_out, recipe.batch_size),
+        smallest_batch=recipe.batch_size if _generated(recipe) else _rest(count - held_out, recipe.batch_size),
+        class_counts=_class_counts(learnt_from.labels, arrays.classes),
         sha256=sha256,
     )
+
+
+def _class_counts(labels: NDArray[np.int64], classes: int) -> tuple[int, ...]:
+    return tuple(np.bincount(labels, minlength=classes).tolist())
 
 
 def _rest(images: int, batch_size: int) -> int:
@@ -196,18 +210,18 @@ def _rest(images: int, batch_size: int) -> int:
 
 
 def _rows(
-    recipe: Train, arrays: Arrays, images: int, data_dir: Path, device: str | torch.device
+    recipe: Fit, arrays: Arrays, images: int, data_dir: Path, device: str | torch.device
 ) -> tuple[Rows, str]:
     """What the batches show, and the sha256 of it all."""
-    if recipe.generated is None:
+    if (asked := _generated(recipe)) is None:
         rows = ResidentRows(arrays, batch_size=recipe.batch_size, seed=recipe.seed, device=device)
         return rows, of_arrays(arrays)
-    generated = open_generated(data_dir, recipe.generated.file, real=arrays)
+    generated = open_generated(data_dir, asked.file, real=arrays)
     mixed = MixedRows(
         arrays,
         generated,
         images=images,
-        fraction=recipe.generated.fraction,
+        fraction=asked.fraction,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         device=device,
@@ -215,8 +229,8 @@ def _rows(
     return mixed, of_mixture(arrays, generated)
 
 
-def _from_folder(recipe: Train, folder: Folder, device: str | torch.device) -> TrainingData:
-    if recipe.generated is not None:
+def _from_folder(recipe: Fit, folder: Folder, device: str | torch.device) -> TrainingData:
+    if _generated(recipe) is not None:
         raise ValueError(
             f"generated images go with a data set that fits on the device, not with the files of "
             f"{recipe.dataset}; leave generated out"
@@ -238,17 +252,21 @@ def _from_folder(recipe: Train, folder: Folder, device: str | torch.device) -> T
         channels=3,
         classes=len(folder.class_names),
         smallest_batch=_rest(count - held_out, recipe.batch_size),
+        class_counts=_class_counts(learnt_from.labels, len(folder.class_names)),
         sha256=of_folder(learnt_from),
     )
 
 
-def _augmentations(recipe: Train) -> tuple[Augmentation | None, ...]:
-    if recipe.second_view is None:
-        return (recipe.augmentation,)
-    return (recipe.augmentation, recipe.second_view.augmentation)
+def _augmentations(recipe: Fit) -> tuple[Augmentation | None, ...]:
+    view = recipe.second_view if isinstance(recipe, Train) else None
+    return (recipe.augmentation,) if view is None else (recipe.augmentation, view.augmentation)
 
 
-def _counts(recipe: Train, available: int) -> tuple[int, int]:
+def _generated(recipe: Fit) -> Generated | None:
+    return recipe.generated if isinstance(recipe, Train) else None
+
+
+def _counts(recipe: Fit, available: int) -> tuple[int, int]:
     """How many images the recipe has, and how many of them, the first ones, are held out."""
     if recipe.images is not None and recipe.images > available:
         raise ValueError(

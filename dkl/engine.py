@@ -9,6 +9,7 @@ import torch
 
 from dkl.corruptions import evaluate_corruptions
 from dkl.datasets import load
+from dkl.distill import distill
 from dkl.distributed import run_distributed
 from dkl.evaluate import evaluate
 from dkl.events import Event, Started
@@ -17,8 +18,8 @@ from dkl.imports import Import
 from dkl.judging import Evaluation
 from dkl.protocols import Evaluate, EvaluateCorruptions
 from dkl.provenance import commit, device_name, versions
-from dkl.recipes import Recipe, Train
-from dkl.sources import Fetch, load_model
+from dkl.recipes import Distill, Recipe, Train
+from dkl.sources import Fetch, load_model, load_source
 from dkl.train import train
 
 
@@ -49,6 +50,11 @@ def run(
             yield from run_distributed(recipe, workdir, device=device, data_dir=data_dir)
         case Train():
             yield from train(recipe, workdir, device=device, data_dir=data_dir)
+        case Distill():
+            teacher = load_source(
+                recipe.teacher, recipe.dataset, fetch=fetch, data_dir=data_dir, allow_functions=allow_functions
+            )
+            yield from distill(recipe, teacher, workdir, device=device, data_dir=data_dir)
         case Import():
             yield from run_import(recipe, workdir, fetch=fetch)
         case Evaluate():

@@ -180,6 +180,47 @@ class TrainResult(BaseModel):
     """Training time over all attempts."""
 
 
+class DistillResult(BaseModel):
+    """A student has learnt from its teacher."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["distill"] = "distill"
+    checkpoint_sha256: str
+    """The file `model.safetensors` in the work directory."""
+    parameters: int
+    """Of the student."""
+    extra_parameters: int
+    """Learnt beside the student, and thrown away."""
+    epochs: int
+    selected_epoch: int
+    """The epoch after which the weights were as they are in the checkpoint."""
+    clean_accuracy: float
+    """Top-1 on the whole test set."""
+    class_accuracy: tuple[float | None, ...]
+    """Per class on the test set; absent for a class without test images."""
+    many_accuracy: float | None
+    medium_accuracy: float | None
+    few_accuracy: float | None
+    """Means over the classes with more than 100, 20 to 100, and fewer than 20 training images; absent where all
+    classes have equally many, or none is in the group."""
+    validation_accuracy: float | None
+    validation_robust_accuracy: float | None
+    """On the held-out training images, after `selected_epoch`."""
+    teacher: str
+    """Its architecture."""
+    teacher_sha256: str
+    teacher_accuracy: float
+    """Top-1 on the same test images."""
+    seconds_per_iteration: float
+    """Median over the epochs: what an update took, from the batch to the new weights."""
+    notes: tuple[str, ...]
+    """What differs from the recipe to the letter."""
+    provenance: Provenance
+    seconds: float
+    """Training time over all attempts."""
+
+
 class ImportResult(BaseModel):
     """An upload was taken in as a checkpoint."""
 
@@ -331,7 +372,10 @@ class Finished(_Event):
     """The last event."""
 
     kind: Literal["finished"] = "finished"
-    result: Annotated[TrainResult | ImportResult | EvaluateResult | CorruptionsResult, Field(discriminator="kind")]
+    result: Annotated[
+        TrainResult | DistillResult | ImportResult | EvaluateResult | CorruptionsResult,
+        Field(discriminator="kind"),
+    ]
 
     @property
     def key(self) -> str:

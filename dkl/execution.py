@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dkl.recipes import Train
+from dkl.recipes import Fit
 from dkl.synchronised import synchronise_batch_norms
 from dkl.updates import Network
 from dkl.world import World
 
 
-def make_network(model: nn.Module, recipe: Train, device: str, world: World) -> Network:
+def make_network(model: nn.Module, recipe: Fit, device: str, world: World) -> Network:
     """`model`, on `device` already, and how to call it as `recipe` asks. Its parameters stay where they are."""
     model.to(memory_format=torch.channels_last)  # in place; what tensor cores and vector units like best
     if world.size == 1:

@@ -12,7 +12,7 @@ import torch
 from dkl.events import Provenance
 from dkl.imports import Import
 from dkl.protocols import Evaluate, EvaluateCorruptions, Timm, Zoo
-from dkl.recipes import Recipe, Train, fingerprint
+from dkl.recipes import Distill, Recipe, Train, fingerprint
 
 
 def provenance(
@@ -75,7 +75,7 @@ def versions(recipe: Recipe) -> dict[str, str]:
     """Of Python and of the packages that decide what running `recipe` yields."""
     packages = ["torch", "numpy", "dkl-bench"]
     match recipe:
-        case Train() | Import():
+        case Train() | Distill() | Import():
             packages += ["timm"] if recipe.model.kind == "timm" else []
         case Evaluate():
             packages += ["pyautoattack"]

@@ -1,7 +1,7 @@
 """What may be asked: the frozen documents that REST, the database and the command line share. No torch here.
 
-A recipe is a value. `Train` yields a checkpoint, `Import` yields one of an upload, `Evaluate` yields a robust
-accuracy, `EvaluateCorruptions` an accuracy under common corruptions.
+A recipe is a value. `Train` yields a checkpoint, `Distill` yields one from a teacher, `Import` one of an upload;
+`Evaluate` yields a robust accuracy, `EvaluateCorruptions` an accuracy under common corruptions.
 """
 
 import hashlib
@@ -23,8 +23,9 @@ from dkl.documents import (
     ThreatModel,
 )
 from dkl.imports import Import
+from dkl.lessons import FeatureLesson, Lesson
 from dkl.objectives import AWP, MART, PGD, PGDAT, Natural, Objective
-from dkl.protocols import Evaluate, EvaluateCorruptions
+from dkl.protocols import Evaluate, EvaluateCorruptions, ModelSource
 
 # --- the images -------------------------------------------------------------------------------------------
 
@@ -152,23 +153,14 @@ Averaging = Annotated[EpochEMA | StepEMA, Field(discriminator="kind")]
 # --- training ---------------------------------------------------------------------------------------------
 
 
-class Train(Document):
-    """Fit a model from scratch."""
+class Fit(Document):
+    """What training and distilling have in common."""
 
-    kind: Literal["train"] = "train"
     dataset: DatasetName
     images: Count | None = None
     """Train on the first so many training images only; absent: on all."""
-    generated: Generated | None = None
     augmentation: Augmentation | None = Augmentation()
-    second_view: SecondView | None = None
     model: Model
-    objective: Objective
-    threat: ThreatModel | None = None
-    """Needed by adversarial objectives, absent for natural training."""
-    attack: PGD | None = None
-    """The inner maximisation; needed by adversarial objectives, absent for natural training."""
-    awp: AWP | None = None
     epochs: Count
     batch_size: Count = 128
     """Images per update, views not counted twice, over all processes."""
@@ -177,14 +169,42 @@ class Train(Document):
     """The averaged weights are the result; absent: the last weights are."""
     validation: Validation | None = None
     select: Literal["last", "best"] = "last"
-    """Which epoch's weights are the result. best: of the highest accuracy under PGD on the validation images."""
+    """Which epoch's weights are the result. best: of the highest accuracy on the validation images, under PGD
+    where there is a threat."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of convolutions and products; logits, losses, weights and averages are float32 in any case."""
     compile: Literal["off", "default", "cuda-graphs"] = "off"
     """Whether torch.compile makes the network's kernels, and replays them as CUDA graphs."""
+    threat: ThreatModel | None = None
+    """What is defended against; absent where nothing is."""
+    attack: PGD | None = None
+    """The inner maximisation; goes with `threat`."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _the_best_is_chosen_on_something(self) -> Self:
+        if self.select == "best" and self.validation is None:
+            raise ValueError("select 'best' needs validation, such as validation.images=1024")
+        return self
+
+    @model_validator(mode="after")
+    def _the_threat_can_be_trained_against(self) -> Self:
+        if self.threat is not None and self.threat.norm == "L1":
+            raise ValueError("training against L1 is not available; use Linf or L2")
+        return self
+
+
+class Train(Fit):
+    """Fit a model from scratch."""
+
+    kind: Literal["train"] = "train"
+    generated: Generated | None = None
+    second_view: SecondView | None = None
+    objective: Objective
+    """Adversarial ones need `threat` and `attack`, natural training takes neither."""
+    awp: AWP | None = None
     processes: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
     """Copies of the model that share every batch, one per GPU; batch norms see the whole batch."""
-    seed: Seed = 0
 
     @model_validator(mode="after")
     def _objective_gets_what_it_needs(self) -> Self:
@@ -198,8 +218,6 @@ class Train(Document):
         missing = sorted(k for k, v in fields.items() if v is None)
         if missing:
             raise ValueError(f"the objective '{self.objective.kind}' needs {' and '.join(missing)}")
-        if self.threat is not None and self.threat.norm == "L1":
-            raise ValueError("training against L1 is not available; use Linf or L2")
         has_prior = self.objective.kind in {"ikl", "gkl"}
         if self.attack is not None and self.attack.loss == "ikl" and not has_prior:
             raise ValueError(
@@ -208,20 +226,59 @@ class Train(Document):
             )
         return self
 
-    @model_validator(mode="after")
-    def _the_best_is_chosen_on_something(self) -> Self:
-        if self.select == "best" and self.validation is None:
-            raise ValueError("select 'best' needs validation, such as validation.images=1024")
-        return self
-
 
 def _usual_loss(objective: Objective) -> str:
     return "ce" if isinstance(objective, PGDAT | MART) else "kl"
 
 
+# --- distilling -------------------------------------------------------------------------------------------
+
+
+class Distill(Fit):
+    """Fit a student to a teacher's predictions or features. The teacher is frozen, in eval mode throughout."""
+
+    kind: Literal["distill"] = "distill"
+    teacher: ModelSource
+    """The model to learn from, of the same classes."""
+    objective: Lesson
+    clean_weight: NonNegative = 0.2
+    """With a threat: the weight of what the teacher teaches about clean images, beside weight 1 for adversarial
+    ones."""
+    averaging: Averaging | None = None
+    """The averaged weights are the result; absent: the last weights are."""
+    keep_teacher: bool = False
+    """Whether the teacher's logits are kept on disk for other students of the same teacher, data, augmentation,
+    batch size and seed, which then train without it."""
+
+    @model_validator(mode="after")
+    def _threat_and_attack_go_together(self) -> Self:
+        if (self.threat is None) != (self.attack is None):
+            raise ValueError("robust distillation needs threat and attack, other distillation takes neither")
+        if self.attack is not None and self.attack.loss == "ikl":
+            raise ValueError(
+                "attack.loss 'ikl' is not available when distilling; take 'kl', the teacher's, or 'ce'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_compared_on_clean_images(self) -> Self:
+        if isinstance(self.objective, FeatureLesson):
+            for field, asked in {"threat": self.threat is not None, "keep_teacher": self.keep_teacher}.items():
+                if asked:
+                    raise ValueError(
+                        f"the objective '{self.objective.kind}' compares features, which goes without {field}; "
+                        "take 'kd', 'dkd', 'ikl-kd' or 'gkl-kd', or leave it out"
+                    )
+            if self.compile != "off":
+                raise ValueError(
+                    f"the objective '{self.objective.kind}' looks into the networks; set compile='off'"
+                )
+        return self
+
+
 # --- recipes ----------------------------------------------------------------------------------------------
 
-Recipe = Annotated[Train | Import | Evaluate | EvaluateCorruptions, Field(discriminator="kind")]
+Recipe = Annotated[Train | Distill | Import | Evaluate | EvaluateCorruptions, Field(discriminator="kind")]
 RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
 

@@ -1,32 +1,28 @@
-"""A training run: all that changes while a recipe is trained, and the steps that change it.
-
-Shapes: V views, B batch, C channels, H, W pixels.
-"""
+"""A training run, by whatever method: all that changes while a recipe is trained, and the steps that change it."""
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dkl import recipes
-from dkl.attacks import draw_start
 from dkl.averages import make_average
 from dkl.batches import TrainingData
-from dkl.draws import Draw, generator
 from dkl.events import Adjusted, Epoch, Progress
 from dkl.execution import make_network
+from dkl.method import Method, Shown
 from dkl.models import build, first_update
-from dkl.objectives import GKL, IKL
-from dkl.prior import ClassPrior
-from dkl.schedules import learning_rate, momentum, radius
+from dkl.schedules import learning_rate, momentum
 from dkl.tensors import State
-from dkl.updates import Batch, Plan, Update, goes_adversarial_first, update
+from dkl.updates import Update
 from dkl.validation import Accuracies, Judge
 from dkl.world import World
+
+Fitting = recipes.Train | recipes.Distill
 
 
 @dataclass
@@ -57,8 +53,9 @@ def _add(total: int | None, count: int | None) -> int | None:
 class Run:
     """All that changes while a recipe is trained. `epoch` (from 1) and `batch` (from 0) are what comes next."""
 
-    def __init__(self, recipe: recipes.Train, data: TrainingData, device: str, world: World) -> None:
+    def __init__(self, recipe: Fitting, method: Method, data: TrainingData, device: str, world: World) -> None:
         self.recipe = recipe
+        self.method = method
         self.data = data
         self.device = device
         self.world = world
@@ -66,11 +63,10 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.model = build(recipe.model, channels=data.channels, classes=data.classes).to(device)
+            beside = list(method.meet(self.model))
+        self.extra_parameters = sum(parameter.numel() for parameter in beside)
         self.network = make_network(self.model, recipe, device, world)
-        self.optimizer = _sgd(self.model, recipe.optimizer)
-        objective = recipe.objective
-        temperature = objective.prior_temperature if isinstance(objective, IKL | GKL) else 1.0
-        self.prior = ClassPrior(data.classes, temperature=temperature, device=device)
+        self.optimizer = _sgd(self.model, beside, recipe.optimizer)
         self.average = make_average(recipe.averaging)
         self.judge = Judge(recipe, data.validation, device, world) if data.validation else None
         self.micro_batch: int | None = None
@@ -100,33 +96,17 @@ class Run:
     def lr(self) -> float:
         return learning_rate(self.recipe.optimizer, self.epoch, self.recipe.epochs)
 
-    def plan(self) -> Plan:
-        """What the updates of this epoch do."""
-        recipe = self.recipe
-        threat = recipe.threat
-        if recipe.attack is not None and threat is not None:
-            threat = radius(recipe.attack, threat, self.epoch, recipe.epochs)
-        return Plan(
-            objective=recipe.objective,
-            attack=recipe.attack,
-            threat=threat,
-            awp=recipe.awp if recipe.awp and self.epoch >= recipe.awp.first_epoch else None,
-            adversarial_first=goes_adversarial_first(recipe.objective, recipe.awp),
-            view_weights=(1.0,) if recipe.second_view is None else (1.0, recipe.second_view.weight),
-        )
-
     def step(self) -> Adjusted | None:
         """One update; or none, where it did not fit into memory and the next one is to be smaller."""
         began = time.monotonic()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
             group["momentum"] = momentum(self.recipe.optimizer, self.epoch, self.recipe.epochs)
-        plan = self.plan()
-        batch = self._batch(plan)
-        images = len(batch.y_B)
+        shown = self._show()
+        images = len(shown.y_B) // self.data.batches.views
         try:
             with first_update(self.model) if self.done == 0 else nullcontext():
-                seen = self._update(plan, batch)
+                seen = self._update(shown)
         except (torch.OutOfMemoryError, MemoryError) as error:
             return self._halve(images, str(error))
         if self.average is not None:
@@ -137,31 +117,13 @@ class Run:
         self.batch += 1
         return None
 
-    def _batch(self, plan: Plan) -> Batch:
+    def _show(self) -> Shown:
         x_BCHW, y_B = self.data.batches.batch(self.epoch, self.batch)
-        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        start_BCHW = None
-        if plan.attack is not None and plan.threat is not None:
-            random = generator(self.device, Draw.ATTACK_START, self.recipe.seed, self.epoch, self.batch)
-            start_BCHW = draw_start(plan.attack, x_BCHW, plan.threat, random)
-        views = len(plan.view_weights)
+        return Shown(self.epoch, self.batch, x_BCHW.contiguous(memory_format=torch.channels_last), y_B)
 
-        def by_view(rows: Tensor) -> Tensor:
-            return rows.view(views, -1, *rows.shape[1:])
-
-        return Batch(by_view(x_BCHW), by_view(y_B)[0], None if start_BCHW is None else by_view(start_BCHW))
-
-    def _update(self, plan: Plan, batch: Batch) -> Update:
+    def _update(self, shown: Shown) -> Update:
         try:
-            return update(
-                self.network,
-                self.optimizer,
-                self.prior,
-                plan,
-                batch,
-                world=self.world,
-                micro_batch=self.micro_batch,
-            )
+            return self.method.update(self.network, self.optimizer, shown, micro_batch=self.micro_batch)
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{error} at epoch {self.epoch}, batch {self.batch + 1}; "
@@ -208,7 +170,7 @@ class Run:
         began = time.monotonic()
         if self.average is not None:
             self.average.after_epoch(self.model)
-        self.prior.end_epoch()
+        self.method.end_epoch()
         judged = self.judge.accuracies(self.model, self.result_state()) if self.judge else None
         epoch = self._epoch_event(judged, seconds=self.sums.seconds + time.monotonic() - began)
         self.facts.append(epoch)
@@ -217,7 +179,7 @@ class Run:
         return epoch
 
     def _epoch_event(self, judged: Accuracies | None, *, seconds: float) -> Epoch:
-        sums, threat, epochs = self.sums, self.plan().threat, self.recipe.epochs
+        sums, epochs = self.sums, self.recipe.epochs
         passed = sum(epoch.seconds for epoch in self.epochs) + seconds
         return Epoch(
             epoch=self.epoch,
@@ -228,7 +190,7 @@ class Run:
             adversarial_accuracy=None if sums.correct_adv is None else sums.correct_adv / sums.images,
             validation_accuracy=judged and judged.clean,
             validation_robust_accuracy=judged and judged.robust,
-            eps=threat and threat.eps,
+            eps=self.method.eps(self.epoch),
             lr=self.lr,
             images_per_second=sums.images / max(sums.seconds, 1e-9),
             seconds=seconds,
@@ -244,7 +206,7 @@ class Run:
             "fingerprint": recipes.fingerprint(self.recipe),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "prior": self.prior.state_dict(),
+            "prior": self.method.state_dict(),
             "average": self.average and self.average.state_dict(),
             "micro_batch": self.micro_batch,
             "batch": self.batch,
@@ -261,7 +223,7 @@ class Run:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.prior.load_state_dict(state["prior"])
+        self.method.load_state_dict(state["prior"])
         if self.average is not None:
             self.average.load_state_dict(state["average"], self.device)
         self.micro_batch = state["micro_batch"]
@@ -271,11 +233,12 @@ class Run:
         self.sums = _Sums(**state["sums"])
 
 
-def _sgd(model: torch.nn.Module, asked: recipes.SGD) -> torch.optim.SGD:
+def _sgd(model: torch.nn.Module, more: Iterable[torch.nn.Parameter], asked: recipes.SGD) -> torch.optim.SGD:
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._NormBase)]
     exempt = [] if asked.decay_batch_norms else [p for norm in norms for p in norm.parameters(recurse=False)]
     spared = {id(parameter) for parameter in exempt}
-    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if id(p) not in spared]}]
+    decayed = [p for p in model.parameters() if id(p) not in spared]
+    groups: list[dict[str, Any]] = [{"params": [*decayed, *more]}]
     if exempt:
         groups.append({"params": exempt, "weight_decay": 0.0})
     return torch.optim.SGD(

@@ -15,7 +15,7 @@ from dkl.batches import as_pixels, on_device
 from dkl.datasets import Arrays, load
 from dkl.documents import Normalisation
 from dkl.preprocessing import Preprocessed
-from dkl.protocols import Checkpoint, Function, JobResult, Judgement, Timm, Zoo
+from dkl.protocols import Checkpoint, Function, JobResult, Judgement, ModelSource, Timm, Zoo
 from dkl.weights import CheckpointError, LoadedModel, load_checkpoint
 
 Fetch = Callable[[JobResult | Checkpoint], Path]
@@ -31,7 +31,15 @@ def load_model(recipe: Judgement, *, fetch: Fetch, data_dir: Path, allow_functio
 
     Raises ValueError with a sentence for the user where it is not to be had.
     """
-    source = recipe.model
+    return load_source(
+        recipe.model, recipe.dataset, fetch=fetch, data_dir=data_dir, allow_functions=allow_functions
+    )
+
+
+def load_source(
+    source: ModelSource, dataset: str, *, fetch: Fetch, data_dir: Path, allow_functions: bool
+) -> LoadedModel:
+    """The network that `source` names, for images of `dataset`; otherwise as `load_model`."""
     match source:
         case JobResult() | Checkpoint():
             return _from_checkpoint(source, fetch(source))
@@ -42,7 +50,7 @@ def load_model(recipe: Judgement, *, fetch: Fetch, data_dir: Path, allow_functio
         case Function():
             if not allow_functions:
                 raise FunctionError(source.refusal)
-            return _from_function(source.function, _first_images(recipe, data_dir))
+            return _from_function(source.function, _first_images(dataset, data_dir))
         case _:
             assert_never(source)
 
@@ -127,7 +135,7 @@ def _digest(model: nn.Module, module: Any) -> str:
     return digest.hexdigest()
 
 
-def _first_images(recipe: Judgement, data_dir: Path) -> Tensor:
-    arrays = load(recipe.dataset, "test", data_dir)
+def _first_images(dataset: str, data_dir: Path) -> Tensor:
+    arrays = load(dataset, "test", data_dir)
     images, _ = on_device(Arrays(arrays.images[:2], arrays.labels[:2], arrays.classes), "cpu")
     return as_pixels(images)

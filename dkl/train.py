@@ -7,12 +7,14 @@ batch).
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from dkl import datasets, recipes, weights
+from dkl.adversarial import Adversarial
 from dkl.batches import training_data
-from dkl.events import Adjusted, Epoch, Event, Finished, TrainResult
+from dkl.events import Adjusted, Epoch, Event, Finished, Progress, TrainResult
 from dkl.provenance import provenance
 from dkl.run import Run
 from dkl.tensors import State
@@ -37,14 +39,45 @@ def train(
     data = training_data(recipe, data_dir, device)
     # Only one process judges the result; that the images are missing is to be known before the training.
     test = datasets.load(recipe.dataset, "test", data_dir) if world.rank == 0 else None
-    run = Run(recipe, data, device, world)
-    files = _Files(workdir, writes=world.rank == 0)
+    method = Adversarial(recipe, classes=data.classes, device=device, world=world)
+    run = Run(recipe, method, data, device, world)
+    yield from fitted(run, workdir)
+    if test is not None:
+        chosen = choose(run, workdir)
+        yield Finished(
+            result=TrainResult(
+                checkpoint_sha256=chosen.sha256,
+                parameters=chosen.parameters,
+                epochs=recipe.epochs,
+                selected_epoch=chosen.epoch.epoch,
+                clean_accuracy=clean_accuracy(run.model, test, device),
+                validation_accuracy=chosen.epoch.validation_accuracy,
+                validation_robust_accuracy=chosen.epoch.validation_robust_accuracy,
+                notes=chosen.notes,
+                provenance=provenance(recipe, device, dataset_sha256=data.sha256, checkpoint_sha256=chosen.sha256),
+                seconds=chosen.seconds,
+            )
+        )
+
+
+# --- the loop, whatever the method ------------------------------------------------------------------------
+
+
+def fitted(
+    run: Run, workdir: Path, *, get_ready: Callable[[], Iterable[Progress]] = tuple
+) -> Generator[Event, None, None]:
+    """Take `run` to its end from what is in `workdir`, yielding `Progress`, `Epoch` and `Adjusted`.
+
+    `get_ready` is called before the next update of it.
+    """
+    files = _Files(workdir, writes=run.world.rank == 0)
     if (state := weights.load_state(files.last)) is not None:
         run.load_state_dict(state)
     yield from run.facts
+    yield from get_ready()
     try:
-        while run.epoch <= recipe.epochs:
-            while run.batch < len(data.batches):
+        while run.epoch <= run.recipe.epochs:
+            while run.batch < len(run.data.batches):
                 if (adjusted := run.step()) is not None:
                     yield adjusted
                     continue
@@ -56,8 +89,44 @@ def train(
     except GeneratorExit:
         files.keep(run)
         raise
-    if test is not None:
-        yield Finished(result=_finish(run, files, workdir / "model.safetensors", test))
+
+
+class Chosen(NamedTuple):
+    """The weights that are the result; the run's model has them."""
+
+    sha256: str
+    """Of the checkpoint."""
+    parameters: int
+    epoch: Epoch
+    """After which they were as they are."""
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def choose(run: Run, workdir: Path) -> Chosen:
+    """Give the model of a finished run the weights that are its result, and write them to the checkpoint."""
+    recipe, files = run.recipe, _Files(workdir, writes=True)
+    selected = best_epoch(run.epochs) if recipe.select == "best" else recipe.epochs
+    state: State | None = run.result_state()
+    if selected != recipe.epochs:
+        state = weights.load_state(files.best(selected))
+    assert state is not None
+    run.model.load_state_dict(state)
+    sha256 = weights.save_checkpoint(
+        workdir / "model.safetensors",
+        run.model,
+        architecture=recipe.model,
+        channels=run.data.channels,
+        classes=run.data.classes,
+        dataset=recipe.dataset,
+    )
+    return Chosen(
+        sha256=sha256,
+        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
+        epoch=run.epochs[selected - 1],
+        notes=tuple(fact.sentence for fact in run.facts if isinstance(fact, Adjusted)),
+        seconds=sum(epoch.seconds for epoch in run.epochs),
+    )
 
 
 class _Files:
@@ -105,35 +174,3 @@ def best_epoch(epochs: list[Epoch]) -> int:
         return clean if robust is None else robust
 
     return max(epochs, key=accuracy).epoch  # the earliest of equals
-
-
-def _finish(run: Run, files: _Files, path: Path, test: datasets.Arrays) -> TrainResult:
-    """Write the chosen weights to `path` and judge them on the clean test images."""
-    recipe = run.recipe
-    selected = best_epoch(run.epochs) if recipe.select == "best" else recipe.epochs
-    state: State | None = run.result_state()
-    if selected != recipe.epochs:
-        state = weights.load_state(files.best(selected))
-    assert state is not None
-    run.model.load_state_dict(state)
-    sha256 = weights.save_checkpoint(
-        path,
-        run.model,
-        architecture=recipe.model,
-        channels=run.data.channels,
-        classes=run.data.classes,
-        dataset=recipe.dataset,
-    )
-    chosen = run.epochs[selected - 1]
-    return TrainResult(
-        checkpoint_sha256=sha256,
-        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
-        epochs=recipe.epochs,
-        selected_epoch=selected,
-        clean_accuracy=clean_accuracy(run.model, test, run.device),
-        validation_accuracy=chosen.validation_accuracy,
-        validation_robust_accuracy=chosen.validation_robust_accuracy,
-        notes=tuple(fact.sentence for fact in run.facts if isinstance(fact, Adjusted)),
-        provenance=provenance(recipe, run.device, dataset_sha256=run.data.sha256, checkpoint_sha256=sha256),
-        seconds=sum(epoch.seconds for epoch in run.epochs),
-    )

@@ -135,7 +135,7 @@ def update(
         world.sum_(*gradients.values())
         perturbation = perturbed(network.model, ascent_direction(network.model, gradients), plan.awp.gamma)
 
-    seen = _Seen()
+    seen = Seen()
     with perturbation:
         optimizer.zero_grad()
         for part, x_adv_BCHW in zip(parts, adversarial, strict=True):
@@ -146,7 +146,7 @@ def update(
                 loss = _total(terms)
                 # Processes take the mean of their gradients.
                 torch.autograd.backward(part.share * world.size * loss)
-            seen.add(part, loss, terms, nat_BK, adv_BK)
+            seen.add(part.y_B, part.share, loss, terms, nat_BK, adv_BK)
         result = seen.total(world)
         if not math.isfinite(result.loss):
             raise FloatingPointError(f"loss is {result.loss}")
@@ -245,7 +245,7 @@ def _total(terms: Terms) -> Tensor:
     return sum(others, start=first)
 
 
-class _Seen:
+class Seen:
     """Sums over the parts of a batch, kept on the device: to ask for a number makes a GPU wait."""
 
     def __init__(self) -> None:
@@ -255,13 +255,22 @@ class _Seen:
         """Clean logits of each part's first view, where there are any."""
         self._natural = self._adversarial = False
 
-    def add(self, part: _Part, loss: Tensor, terms: Terms, nat_BK: Tensor | None, adv_BK: Tensor | None) -> None:
+    def add(
+        self,
+        y_B: Tensor,
+        share: float,
+        loss: Tensor,
+        terms: Terms,
+        nat_BK: Tensor | None,
+        adv_BK: Tensor | None,
+    ) -> None:
+        """A part of the batch, `share` of it: its mean loss and terms, and its logits, the first view's first."""
         self._names = list(terms)
         if nat_BK is not None:
-            self.clean.append(nat_BK[: len(part.y_B)].detach())
+            self.clean.append(nat_BK[: len(y_B)].detach())
         self._natural, self._adversarial = nat_BK is not None, adv_BK is not None
-        means = torch.stack([loss, *terms.values()]).detach().double() * part.share
-        counts = torch.stack([_correct(logits_BK, part.y_B) for logits_BK in (nat_BK, adv_BK)])
+        means = torch.stack([loss, *terms.values()]).detach().double() * share
+        counts = torch.stack([_correct(logits_BK, y_B) for logits_BK in (nat_BK, adv_BK)])
         sums = torch.cat([means, counts])
         self._sums = sums if self._sums is None else self._sums + sums
 

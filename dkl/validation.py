@@ -18,7 +18,7 @@ from dkl.datasets import Arrays
 from dkl.draws import Draw, generator
 from dkl.models import eval_mode
 from dkl.objectives import PGD
-from dkl.recipes import Train, Validation
+from dkl.recipes import Fit, Validation
 from dkl.world import ALONE, World
 
 _BATCH = 256
@@ -36,7 +36,7 @@ class Accuracies:
 class Judge:
     """Judges states of a model on the same images, by the same attack from the same start, every time."""
 
-    def __init__(self, recipe: Train, arrays: Arrays, device: str, world: World = ALONE) -> None:
+    def __init__(self, recipe: Fit, arrays: Arrays, device: str, world: World = ALONE) -> None:
         assert recipe.validation is not None
         self.images, self.labels = on_device(arrays, device)
         self.threat = recipe.threat
@@ -92,11 +92,23 @@ def _correct(forward: attacks.Forward, x_BCHW: Tensor, y_B: Tensor) -> Tensor:
     return (forward(x_BCHW).argmax(1) == y_B).sum()
 
 
-@torch.no_grad()
 def clean_accuracy(model: nn.Module, arrays: Arrays, device: str) -> float:
     """The fraction of images that `model`, in eval mode, classifies correctly."""
+    return int(_hits(model, arrays, device).sum()) / len(arrays.labels)
+
+
+def class_accuracy(model: nn.Module, arrays: Arrays, device: str) -> tuple[float | None, ...]:
+    """The same for the images of each class; None for a class without images."""
+    hits, labels = _hits(model, arrays, device), torch.from_numpy(arrays.labels)
+    correct = torch.bincount(labels[hits], minlength=arrays.classes).tolist()
+    counts = torch.bincount(labels, minlength=arrays.classes).tolist()
+    return tuple(c / count if count else None for c, count in zip(correct, counts, strict=True))
+
+
+@torch.no_grad()
+def _hits(model: nn.Module, arrays: Arrays, device: str) -> Tensor:
+    """(N,), on the CPU: which images are classified correctly."""
     images, labels = on_device(arrays, "cpu")
     with eval_mode(model):
         batches = zip(images.split(512), labels.split(512), strict=True)
-        correct = [_correct(model, as_pixels(x.to(device)), y.to(device)) for x, y in batches]
-    return int(torch.stack(correct).sum()) / len(labels)
+        return torch.cat([(model(as_pixels(x.to(device))).argmax(1).cpu() == y) for x, y in batches])

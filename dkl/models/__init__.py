@@ -13,10 +13,11 @@ from dkl.models.cnn import CNN
 from dkl.models.modes import batch_mode, eval_mode, first_update
 from dkl.models.resnet import PreActResNet, ResNet
 from dkl.models.swish import SwishWideResNet
+from dkl.models.taps import Taps, last_norms, tapped
 from dkl.models.timm_network import TimmNetwork
 from dkl.models.wide import WideResNet
 
-__all__ = ["batch_mode", "build", "eval_mode", "first_update"]
+__all__ = ["Taps", "batch_mode", "build", "eval_mode", "first_update", "last_norms", "tapped"]
 
 
 def build(model: architectures.Model, *, channels: int, classes: int) -> nn.Module:
