@@ -3,7 +3,9 @@
 #
 #     benchmarks/gpu.sh training DATA_DIR
 #     benchmarks/gpu.sh autoattack CHECKPOINT DATA_DIR [IMAGES]
+#     benchmarks/gpu.sh distillation DATA_DIR
 #     benchmarks/gpu.sh recipes             # what `training` trains and judges by, as words for python -m dkl
+#     benchmarks/gpu.sh distillation-recipes                                      # the same of `distillation`
 #
 # training: an update of IKL-AT on a WRN-34-10 against the authors' step, in float32, bfloat16 and compiled; then
 # PreActResNet-18 on CIFAR-10, 30 epochs each of TRADES, IKL-AT and GKL-AT at equal budget, and AutoAttack on 1,000
@@ -11,14 +13,21 @@
 # autoattack: our policies against pyautoattack on CHECKPOINT, a robust WRN-34-10 (a training job's
 # model.safetensors, or one made with `dklbench convert`).
 #
-# DATA_DIR holds CIFAR-10. Results, with command, hardware and versions: benchmarks/results/GPU-WHAT-DATE.txt.
+# distillation: seconds per iteration of all objectives; then the teachers resnet32x4 and resnet56 on CIFAR-100 by
+# our own recipes, and from them resnet8x4 and resnet20 by KD, DKD, IKL-KD and GKL-KD, 240 epochs each, as published.
+# ABREAST of them (2) run at once; students of one teacher share its logits, 5 GB per teacher that are kept in
+# DATA_DIR/teacher-logits, which may be deleted afterwards.
+#
+# DATA_DIR holds CIFAR-10, for distillation CIFAR-100. Results, with command, hardware and versions:
+# benchmarks/results/GPU-WHAT-DATE.txt.
 # From the environment, for trying it out: DEVICE (cuda), IMAGES (1000), PARTS (runs/gpu, where finished parts lie),
-# CHANGES and STEPS (more words for the trainings and for train_step.py).
+# CHANGES and STEPS (more words for the trainings and for train_step.py or distill_step.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda} IMAGES=${IMAGES:-1000} PARTS=${PARTS:-runs/gpu}
 PYTHON=${PYTHON:-python}
 read -ra CHANGES <<<"${CHANGES:-}"
+read -ra LESSON_STEPS <<<"${STEPS:---rounds 200}"
 read -ra STEPS <<<"${STEPS:---model wrn-34-10 --batch 128 --compile default}"
 
 # --- what is trained ----------------------------------------------------------------------------------------
@@ -37,6 +46,23 @@ JUDGE=(autoattack-cifar10-linf "images=$IMAGES")
 recipes() {
   for method in "${METHODS[@]}"; do echo "$RECIPE ${BUDGET[*]} ${OBJECTIVES[$method]}"; done
   echo "${JUDGE[*]}"
+}
+
+# --- what is distilled --------------------------------------------------------------------------------------
+
+PAIRS=(resnet32x4-resnet8x4 resnet56-resnet20)
+LESSONS=(kd dkd ikl-kd gkl-kd)
+ABREAST=${ABREAST:-2}
+
+# teaching PAIR, learning LESSON PAIR: words for python -m dkl.
+teaching() { echo "natural-cifar100-${1%%-*} ${CHANGES[*]}"; }
+learning() { echo "$1-cifar100-$2 keep_teacher=true ${CHANGES[*]}"; }
+
+distillation-recipes() {
+  for pair in "${PAIRS[@]}"; do
+    teaching "$pair"
+    for lesson in "${LESSONS[@]}"; do learning "$lesson" "$pair"; done
+  done
 }
 
 # --- how it is run ------------------------------------------------------------------------------------------
@@ -132,6 +158,83 @@ training() {
   echo "written to $out"
 }
 
+# in_turns COMMAND...: each line of the input as more words for the command, ABREAST at a time.
+in_turns() {
+  local line failed=0
+  while read -r line; do
+    while (($(jobs -rp | wc -l) >= ABREAST)); do wait -n || failed=1; done
+    # shellcheck disable=SC2086
+    "$@" $line </dev/null &
+  done
+  while [[ -n $(jobs -rp) ]]; do wait -n || failed=1; done
+  return $failed
+}
+
+# taught DATA_DIR PAIR; learnt DATA_DIR LESSON PAIR
+taught() {
+  local words teacher=${2%%-*}
+  read -ra words <<<"$(teaching "$2")"
+  part "$teacher" dkl "${words[@]}" --workdir "$PARTS/$teacher" --data-dir "$1"
+}
+
+learnt() {
+  local words teacher=$PARTS/${3%%-*}/model.safetensors
+  read -ra words <<<"$(learning "$2" "$3")"
+  part "$2-$3" dkl "${words[@]}" --teacher "$teacher" --workdir "$PARTS/$2-$3" --data-dir "$1"
+}
+
+# A line per student, from the last event of its distillation.
+students() {
+  "$PYTHON" - "$PARTS" "$@" <<'PY'
+import json
+import sys
+from pathlib import Path
+
+from dkl.catalog import RECIPES
+
+folder, names = Path(sys.argv[1]), sys.argv[2:]
+columns = ("teacher", "student", "published", "points", "epochs", "hours")
+print(f"{'recipe':42}", *(f"{column:>9}" for column in columns))
+for name in names:
+    method, _, pair = name.partition(" ")
+    recipe = f"{method}-cifar100-{pair}"
+    result = json.loads((folder / f"{method}-{pair}.txt").read_text().splitlines()[-1])["result"]
+    said, found = RECIPES[recipe].published, result["clean_accuracy"]
+    beside = (f"{said.accuracy:.2%}", f"{100 * (found - said.accuracy):+.2f}") if said else ("-", "-")
+    hours = f"{result['seconds'] / 3600:.2f}"
+    cells = (f"{result['teacher_accuracy']:.2%}", f"{found:.2%}", *beside, result["epochs"], hours)
+    print(f"{recipe:42}", *(f"{cell:>9}" for cell in cells))
+PY
+}
+
+distillation() {
+  local data=${1:?which folder holds CIFAR-100?} out command="benchmarks/gpu.sh distillation $1" pair lesson
+  local learners=()
+  for pair in "${PAIRS[@]}"; do
+    for lesson in "${LESSONS[@]}"; do learners+=("$lesson $pair"); done
+  done
+  out=${RESULTS:-$(results distillation)}
+  mkdir -p "$PARTS"
+  part distill-steps "$PYTHON" benchmarks/distill_step.py --device "$DEVICE" "${LESSON_STEPS[@]}"
+  printf '%s\n' "${PAIRS[@]}" | in_turns taught "$data"
+  printf '%s\n' "${learners[@]}" | in_turns learnt "$data"
+  {
+    echo "$command"
+    machine
+    echo
+    cat "$PARTS/distill-steps.txt"
+    echo
+    students "${learners[@]}"
+    for learner in "${PAIRS[@]%%-*}" "${learners[@]/ /-}"; do
+      echo
+      head -1 "$PARTS/$learner.txt"
+      grep '"kind":"epoch"' "$PARTS/$learner.txt" | tail -1
+      tail -1 "$PARTS/$learner.txt"
+    done
+  } >"$out"
+  echo "written to $out"
+}
+
 autoattack() {
   local checkpoint=${1:?which checkpoint?} data=${2:?which folder holds CIFAR-10?} images=${3:-$IMAGES}
   local command=("$PYTHON" benchmarks/autoattack.py --device "$DEVICE" --checkpoint "$checkpoint"
@@ -162,7 +265,7 @@ PY
 }
 
 case ${1:-} in
-  training | autoattack | recipes) "$@" ;;
+  training | autoattack | recipes | distillation | distillation-recipes) "$@" ;;
   *)
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2
     exit 2

@@ -1,6 +1,7 @@
-"""Time and memory of one form of the IKL loss, gradient included; train_step.py runs it once for each form.
+"""Time and memory of one form of a loss, gradient included; others run it once for each form.
 
-    python benchmarks/loss_alone.py pairs|ours
+    python benchmarks/loss_alone.py pairs|ours              # IKL, for train_step.py
+    python benchmarks/loss_alone.py kd-pairs|kd-ours        # GKL-KD, for distill_step.py
 
 Memory is what the peak exceeds the inputs and all loaded code by: of the process (Linux), or of the GPU. Prints
 one JSON line.
@@ -17,12 +18,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from reference_kd import pairwise_gkl_kd
 from reference_step import pairwise_ikl
+from torch import Tensor
 
-from dkl import losses
+from dkl import distillation, losses
 
 BATCH = 128
-LOSSES = {"pairs": pairwise_ikl, "ours": losses.ikl}
+KD = {"gamma": 0.6, "temperature": 1.0}
+"""As ResNet34 -> ResNet18 on ImageNet is distilled."""
+
+
+def distilled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`loss`, called with what is to be learnt first and without a gradient for it."""
+    return lambda teacher_BK, student_BK, *prior, **weights: loss(
+        student_BK, teacher_BK.detach(), *prior, **KD, **weights
+    )
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "pairs": pairwise_ikl,
+    "ours": losses.ikl,
+    "kd-pairs": distilled(pairwise_gkl_kd),
+    "kd-ours": distilled(distillation.gkl_kd),
+}
 
 
 def measure(name: str, device: str, *, classes: int, repeats: int) -> dict[str, float]:

@@ -139,12 +139,12 @@ def ceiling(device: str) -> float:
     return 2 * side**3 * repeats / best / 1e12
 
 
-def contest_of_losses(device: str, threads: int) -> dict[str, Any]:
-    """What the form over pairs of classes takes over what ours takes."""
+def contest_of_losses(device: str, threads: int, family: str = "") -> dict[str, Any]:
+    """What the form over pairs of classes takes over what ours takes; `family` is "" or "kd-"."""
     measured = {}
     for form, repeats in (("pairs", 3), ("ours", 100)):
         options = ["--device", device, "--threads", str(threads), "--repeats", str(repeats)]
-        command = [sys.executable, str(HERE / "loss_alone.py"), form, *options]
+        command = [sys.executable, str(HERE / "loss_alone.py"), family + form, *options]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         measured[form] = json.loads(said.splitlines()[-1])
     return {

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dkl.local import InterruptedRunError, Judged, prepare
+from dkl.local import InterruptedRunError, Judged, prepare, teacher_called
 
 INVALID, INTERRUPTED = 2, 130
 
@@ -15,7 +15,12 @@ def main(words: list[str] | None = None) -> int:
     try:
         judged = Judged(arguments.checkpoint, arguments.model, arguments.zoo, arguments.timm)
         run = prepare(
-            arguments.recipe, arguments.changes, judged=judged, workdir=arguments.workdir, plot=arguments.plot
+            arguments.recipe,
+            arguments.changes,
+            judged=judged,
+            teacher=teacher_called(arguments.teacher),
+            workdir=arguments.workdir,
+            plot=arguments.plot,
         )
         for event in run.events(device=arguments.device, data_dir=arguments.data_dir):
             print(event.model_dump_json(), flush=True)
@@ -38,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the training curve: .png, .svg or .pdf")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where data sets lie (default: data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--teacher",
+        metavar="FILE|NAME",
+        help="whom a distillation learns from: a checkpoint of ours, MODULE:NAME, a zoo name, or one of timm",
+    )
     judged = parser.add_argument_group("the model that an evaluation judges, one of")
     judged.add_argument("--checkpoint", type=Path, metavar="FILE", help="a checkpoint of ours")
     judged.add_argument("--model", metavar="MODULE:NAME", help="a function here that returns an nn.Module")

@@ -18,9 +18,11 @@ class ResNet(Document):
     """CIFAR-style post-activation ResNet (He et al., arXiv:1512.03385)."""
 
     kind: Literal["resnet"] = "resnet"
-    depth: Literal[18] = 18
+    depth: Literal[18, 50] = 18
     width: Count = 64
-    """Channels of the first stage; published models use 64."""
+    """Channels of the first stage, of its bottlenecks for depth 50; published models use 64."""
+    normalisation: Normalisation | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
 
 
 class PreActResNet(Document):
@@ -78,6 +80,62 @@ class SwishWideResNet(Document):
         return self
 
 
+class ThinResNet(Document):
+    """The ResNet of the CIFAR experiments, with three stages (He et al., arXiv:1512.03385, section 4.2).
+
+    Distillation papers print "resnet20" for depth 20 and width 1, "resnet8x4" for depth 8 and width 4.
+    """
+
+    kind: Literal["thin-resnet"] = "thin-resnet"
+    depth: Annotated[int, Field(ge=8, strict=True)] = 20
+    width: Literal[1, 4] = 1
+    """1: 16 channels in the stem and 16, 32, 64 in the stages; 4: 32 in the stem and 64, 128, 256."""
+    normalisation: Normalisation | None = None
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
+
+    @model_validator(mode="after")
+    def _depth_is_6n_plus_2(self) -> Self:
+        if (self.depth - 2) % 6:
+            nearest = self.depth - (self.depth - 2) % 6
+            raise ValueError(
+                f"depth must be 6n + 2 (8, 14, 20, 32, 56, 110, ...), found {self.depth}; take {nearest}"
+            )
+        return self
+
+
+class VGG(Document):
+    """VGG with batch norm for 32 x 32 pixels (arXiv:1409.1556; arXiv:1910.10699)."""
+
+    kind: Literal["vgg"] = "vgg"
+    depth: Literal[8, 13] = 13
+    normalisation: Normalisation | None = None
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
+
+
+class MobileNetV2(Document):
+    """MobileNetV2 of half the width for 32 x 32 pixels, expansion 6 (arXiv:1801.04381; arXiv:1910.10699)."""
+
+    kind: Literal["mobilenet-v2"] = "mobilenet-v2"
+    normalisation: Normalisation | None = None
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
+
+
+class ShuffleNetV1(Document):
+    """ShuffleNet with three groups for 32 x 32 pixels (arXiv:1707.01083; arXiv:1910.10699)."""
+
+    kind: Literal["shufflenet-v1"] = "shufflenet-v1"
+    normalisation: Normalisation | None = None
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
+
+
+class ShuffleNetV2(Document):
+    """ShuffleNetV2 of width 1 for 32 x 32 pixels (arXiv:1807.11164; arXiv:1910.10699)."""
+
+    kind: Literal["shufflenet-v2"] = "shufflenet-v2"
+    normalisation: Normalisation | None = None
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
+
+
 class TimmModel(Document):
     """Any architecture of the timm library, from freshly drawn weights."""
 
@@ -91,23 +149,28 @@ class TimmModel(Document):
 
 
 Model = Annotated[
-    CNN | ResNet | PreActResNet | WideResNet | SwishWideResNet | TimmModel, Field(discriminator="kind")
+    CNN
+    | ResNet
+    | PreActResNet
+    | WideResNet
+    | SwishWideResNet
+    | ThinResNet
+    | VGG
+    | MobileNetV2
+    | ShuffleNetV1
+    | ShuffleNetV2
+    | TimmModel,
+    Field(discriminator="kind"),
 ]
 
 
 def normalisation_of(model: Model) -> Normalisation | None:
     """What the network does to pixels first; None where it takes them as they are."""
-    match model:
-        case CNN() | ResNet():
-            return None
-        case PreActResNet() | WideResNet() | SwishWideResNet() | TimmModel():
-            return model.normalisation
-        case _:
-            assert_never(model)
+    return None if isinstance(model, CNN) else model.normalisation
 
 
 def show_model(model: Model) -> str:
-    """The architecture's name as tables print it: "WRN-34-10", "PreActResNet-18"."""
+    """The architecture's name as tables print it: "WRN-34-10", "PreActResNet-18", "resnet8x4"."""
     match model:
         case CNN():
             return f"CNN-{model.width}"
@@ -119,6 +182,16 @@ def show_model(model: Model) -> str:
             return f"WRN-{model.depth}-{model.width}"
         case SwishWideResNet():
             return f"WRN-{model.depth}-{model.width}-SiLU"
+        case ThinResNet():
+            return f"resnet{model.depth}" + ("" if model.width == 1 else f"x{model.width}")
+        case VGG():
+            return f"vgg{model.depth}"
+        case MobileNetV2():
+            return "MobileNetV2"
+        case ShuffleNetV1():
+            return "ShuffleV1"
+        case ShuffleNetV2():
+            return "ShuffleV2"
         case TimmModel():
             return model.name
         case _:

@@ -46,6 +46,9 @@ class Rows(Protocol):
     def rows(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """What a batch shows before augmentation: uint8 (V or 1, B, C, H, W), int64 (B,), on the device."""
 
+    def positions(self, epoch: int, index: int) -> Tensor:
+        """Which of the images that are learnt from these are: int64 (B,), on the CPU; -1 for a generated one."""
+
 
 class ResidentRows:
     """Images that lie on the device, in a new order every epoch. The last batch holds what is left."""
@@ -59,9 +62,11 @@ class ResidentRows:
         return math.ceil(len(self.labels) / self.batch_size)
 
     def rows(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        chosen = order(len(self.labels), self.seed, epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        chosen = chosen.to(self.labels.device)
+        chosen = self.positions(epoch, index).to(self.labels.device)
         return self.images[chosen][None], self.labels[chosen]
+
+    def positions(self, epoch: int, index: int) -> Tensor:
+        return order(len(self.labels), self.seed, epoch)[index * self.batch_size : (index + 1) * self.batch_size]
 
 
 class MixedRows:
@@ -90,7 +95,7 @@ class MixedRows:
                 "raise either, or leave generated out"
             )
         self.images, self.labels = on_device(arrays, device)
-        self.real = batch_size - drawn
+        self.real, self.drawn = batch_size - drawn, drawn
         self.seed = seed
         self._batches = math.ceil(images / batch_size)
         self.generated = GeneratedRows(generated, count=drawn, batches=self._batches, seed=seed, device=device)
@@ -103,9 +108,16 @@ class MixedRows:
         chosen = self._walk(epoch, index * self.real).to(self.labels.device)
         images = torch.cat([self.images[chosen], generated_BCHW])
         labels = torch.cat([self.labels[chosen], y_generated_B])
-        shuffled = torch.randperm(len(labels), generator=generator("cpu", Draw.MIXTURE, self.seed, epoch, index))
-        shuffled = shuffled.to(labels.device)
+        shuffled = self._shuffled(epoch, index).to(labels.device)
         return images[shuffled][None], labels[shuffled]
+
+    def positions(self, epoch: int, index: int) -> Tensor:
+        generated = torch.full((self.drawn,), -1)
+        return torch.cat([self._walk(epoch, index * self.real), generated])[self._shuffled(epoch, index)]
+
+    def _shuffled(self, epoch: int, index: int) -> Tensor:
+        source = generator("cpu", Draw.MIXTURE, self.seed, epoch, index)
+        return torch.randperm(self.real + self.drawn, generator=source)
 
     def _walk(self, epoch: int, start: int) -> Tensor:
         """`self.real` steps from step `start` of an epoch's way through permutation 0, 1, ..."""
@@ -158,6 +170,11 @@ class Batches:
         ]
         return as_pixels(torch.cat(shown)), y_B.repeat(count)
 
+    def positions(self, epoch: int, index: int) -> Tensor:
+        """Which of the images that are learnt from a batch shows, of one view: int64 (B,), on the CPU; -1 for a
+        generated one."""
+        return self.source.positions(epoch, index)
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -170,6 +187,8 @@ class TrainingData:
     classes: int
     smallest_batch: int
     """Images of the batch that holds what is left of an epoch, views not counted twice."""
+    labels: NDArray[np.int64]
+    """(N,): of the real images that are learnt from, by position."""
     class_counts: tuple[int, ...]
     """Real training images of each class."""
     sha256: str
@@ -196,6 +215,7 @@ def training_data(recipe: Fit, data_dir: Path, device: str | torch.device) -> Tr
         channels=arrays.images.shape[3],
         classes=arrays.classes,
         smallest_batch=recipe.batch_size if _generated(recipe) else _rest(count - held_out, recipe.batch_size),
+        labels=learnt_from.labels,
         class_counts=_class_counts(learnt_from.labels, arrays.classes),
         sha256=sha256,
     )
@@ -252,6 +272,7 @@ def _from_folder(recipe: Fit, folder: Folder, device: str | torch.device) -> Tra
         channels=3,
         classes=len(folder.class_names),
         smallest_batch=_rest(count - held_out, recipe.batch_size),
+        labels=learnt_from.labels,
         class_counts=_class_counts(learnt_from.labels, len(folder.class_names)),
         sha256=of_folder(learnt_from),
     )

@@ -6,6 +6,9 @@ arrays `image` (uint8, N x H x W x C) and `label` (integers, N). A user's own da
 `folder:NAME` or `folder:NAME@SIDE` is a folder of image files, NAME/train/CLASS/* and NAME/val/CLASS/* (or
 NAME/test/CLASS/*), shown as pictures of SIDE x SIDE pixels, 224 where it is not said. The first files of all
 classes come before the second ones, so that the first images of such a data set are of all classes alike.
+
+`cifar10-lt@FACTOR` and `cifar100-lt@FACTOR` are the CIFARs with fewer and fewer training images per class, see
+`dkl.longtail`. `imagenet-lt` or `imagenet-lt@SIDE` is the part of ImageNet that published lists name.
 """
 
 import os
@@ -19,6 +22,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dkl.longtail import class_sizes, first_of_each, rank_in_class, read_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,6 +82,15 @@ def _read_cifar(data_dir: Path, split: Split, *, name: Literal["cifar10", "cifar
     return Arrays(np.asarray(data.data), np.asarray(data.targets, np.int64), len(DATASETS[name].class_names))
 
 
+def _read_long_tailed(data_dir: Path, split: Split, *, base: str, factor: float) -> Arrays:
+    """Of training images the first ones of every class, in the order of `base`; all test images."""
+    whole = DATASETS[base].read(data_dir, split)
+    if split == "test":
+        return whole
+    kept = first_of_each(whole.labels, class_sizes(len(whole.labels) / whole.classes, whole.classes, factor))
+    return Arrays(whole.images[kept], whole.labels[kept], whole.classes)
+
+
 def read_npz(data_dir: Path, name: str, split: Split, classes: int | None = None) -> Arrays:
     """NAME_SPLIT.npz from `data_dir`. Without `classes` there are as many as the largest label says."""
     path = data_dir / f"{name}_{split}.npz"
@@ -123,7 +137,9 @@ class Folder:
 
 
 def open_folder(name: str, split: Split, data_dir: Path) -> Folder:
-    """The files of one split of `folder:NAME@SIDE`; none of them is opened."""
+    """The files of one split of `folder:NAME@SIDE` or `imagenet-lt@SIDE`; no picture is opened."""
+    if listed := _IMAGENET_LT.fullmatch(name):
+        return _open_listed(split, data_dir, side=int(listed[1] or _SIDE))
     match = _FOLDER.fullmatch(name)
     assert match is not None, name
     base = data_dir / match[1]
@@ -136,16 +152,18 @@ def open_folder(name: str, split: Split, data_dir: Path) -> Folder:
         )
     files: list[str] = []
     labels: list[int] = []
-    ranks: list[int] = []
     for label, class_name in enumerate(class_names):
         found = _pictures(root / class_name)
         files += [f"{class_name}/{file}" for file in found]
         labels += [label] * len(found)
-        ranks += range(len(found))
-    order = np.lexsort((labels, ranks))
-    return Folder(
-        root, np.array(files)[order], np.array(labels, np.int64)[order], class_names, int(match[2] or _SIDE)
-    )
+    return _in_turns(root, files, labels, class_names, side=int(match[2] or _SIDE))
+
+
+def _in_turns(root: Path, names: list[str], of: list[int], class_names: tuple[str, ...], side: int) -> Folder:
+    """The files called `names` of the classes `of`: the first ones of all classes, then the second ones, ..."""
+    files, labels = np.array(names), np.array(of, np.int64)
+    order = np.lexsort((labels, rank_in_class(labels)))
+    return Folder(root, files[order], labels[order], class_names, side)
 
 
 def _split_root(base: Path, split: Split) -> Path:
@@ -208,6 +226,66 @@ def read_pictures(folder: Folder) -> Arrays:
     return Arrays(images, folder.labels, len(folder.class_names))
 
 
+# --- images that a list names -----------------------------------------------------------------------------
+
+_LISTED_CLASSES = tuple(map(str, range(1000)))
+
+
+def _open_listed(split: Split, data_dir: Path, side: int) -> Folder:
+    """The images of ImageNet that ImageNet_LT_train.txt or ImageNet_LT_test.txt in the data directory names.
+
+    Test images are ImageNet's validation images, in folders by class or without, as are the lists in use.
+
+    Source: Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR 2019.
+    """
+    source, root = data_dir / f"ImageNet_LT_{split}.txt", data_dir / "imagenet"
+    listed, labels = _read_list(source, "val" if split == "test" else "train")
+    there = _there(root, listed, also_in="val" if split == "test" else None)
+    by_name = {os.path.basename(path): path for path in there} if split == "test" else {}
+    files = [path if path in there else by_name.get(os.path.basename(path), path) for path in listed]
+    if missing := [path for path in files if path not in there]:
+        raise DatasetError(
+            f"{len(missing)} of the {len(files)} images that {source} names are not in {root}: "
+            f"{', '.join(missing[:3])}{', ...' * (len(missing) > 3)}; put ImageNet's (ILSVRC 2012) there, as "
+            "train/CLASS/FILE, and val/FILE or val/CLASS/FILE"
+        )
+    return _in_turns(root, files, labels, _LISTED_CLASSES, side)
+
+
+def _read_list(source: Path, folder: str) -> tuple[list[str], list[int]]:
+    """Paths and labels of a list with lines such as "train/n01440764/n01440764_190.JPEG 0"."""
+    try:
+        lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DatasetError(
+            f"{source} cannot be read ({error.strerror}); put the list of ImageNet-LT there that is published "
+            "with https://github.com/zhmiao/OpenLongTailRecognition-OLTR"
+        ) from error
+    form = re.compile(rf"({folder}/(?:[^/\s]+/)?[^/\s]+) ([0-9]{{1,3}})")
+    matches = [form.fullmatch(line.rstrip()) for line in lines]
+    if not all(matches):
+        wrong = matches.index(None)
+        raise DatasetError(
+            f"line {wrong + 1} of {source} must be {folder}/CLASS/FILE and a label 0..999, found "
+            f"{lines[wrong][:80]!r}; fetch the list again"
+        )
+    if not lines:
+        raise DatasetError(f"{source} is empty; fetch the list again")
+    rows = [match for match in matches if match]
+    return [row[1] for row in rows], [int(row[2]) for row in rows]
+
+
+def _there(root: Path, paths: list[str], also_in: str | None) -> set[str]:
+    """Those of `paths` that are in `root`, and files of the same names in `also_in` or one folder deeper."""
+    names = {os.path.basename(path) for path in paths}
+    folders = {os.path.dirname(path) for path in paths}
+    if also_in and (root / also_in).is_dir():
+        inner = (entry.name for entry in os.scandir(root / also_in) if entry.is_dir())
+        folders |= {also_in, *(f"{also_in}/{name}" for name in inner)}
+    here = (folder for folder in folders if (root / folder).is_dir())
+    return {f"{folder}/{name}" for folder in here for name in os.listdir(root / folder) if name in names}
+
+
 # --- all of them ------------------------------------------------------------------------------------------
 
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -232,36 +310,63 @@ DATASETS: dict[str, Dataset] = {
 _NAME = "([A-Za-z0-9][A-Za-z0-9_-]{0,63})"
 _OWN = re.compile(f"npz:{_NAME}")
 _FOLDER = re.compile(f"folder:{_NAME}(?:@([1-9][0-9]{{0,2}}))?")
+_IMAGENET_LT = re.compile("imagenet-lt(?:@([1-9][0-9]{0,2}))?")
 _SIDE = 224
+
+
+def known_dataset(name: str) -> Dataset | None:
+    """What is known of the data set called `name` before its files are read; None for one's own.
+
+    Raises ValueError for an imbalance factor that is none.
+    """
+    if listed := _IMAGENET_LT.fullmatch(name):
+        side = listed[1] or _SIDE
+        title = f"ImageNet-LT, {side} x {side}"
+        read = partial(_read_folder, name=name)
+        return Dataset(title, _LISTED_CLASSES, train_images=115_846, test_images=50_000, read=read)
+    if (tail := read_name(name)) is None:
+        return DATASETS.get(name)
+    base, factor = DATASETS[tail.base], float(tail.factor)
+    classes = len(base.class_names)
+    return replace(
+        base,
+        title=f"{base.title}-LT, imbalance {tail.factor:f}",
+        train_images=sum(class_sizes(base.train_images / classes, classes, factor)),
+        read=partial(_read_long_tailed, base=tail.base, factor=factor),
+    )
 
 
 def check_name(name: str) -> str:
     """`name`, if it is a known data set, `npz:NAME`, `folder:NAME` or `folder:NAME@SIDE`; else ValueError.
 
-    A SIDE of 224, which needs no saying, is left out, so that a data set has one name.
+    A SIDE of 224, which needs no saying, and needless zeros of a FACTOR are left out: a data set has one name.
     """
     if is_folder(name):
         return name.removesuffix(f"@{_SIDE}")
+    if tail := read_name(name):
+        return tail.name
     if name not in DATASETS and not _OWN.fullmatch(name):
         raise ValueError(
-            f"unknown dataset {name!r}; choose from {', '.join(DATASETS)}, or npz:NAME for NAME_train.npz and "
-            "NAME_test.npz of your own in the data directory, or folder:NAME or folder:NAME@SIDE (pixels, to 999) "
-            "for image files in NAME/train/CLASS and NAME/val/CLASS"
+            f"unknown dataset {name!r}; choose from {', '.join(DATASETS)}, cifar10-lt@FACTOR and "
+            "cifar100-lt@FACTOR with an imbalance factor such as 100, imagenet-lt or imagenet-lt@SIDE, or "
+            "npz:NAME for NAME_train.npz and NAME_test.npz of your own in the data directory, or folder:NAME or "
+            "folder:NAME@SIDE (pixels, to 999) for image files in NAME/train/CLASS and NAME/val/CLASS"
         )
     return name
 
 
 def is_folder(name: str) -> bool:
-    """Whether `name` is a folder of image files."""
-    return _FOLDER.fullmatch(name) is not None
+    """Whether `name` is a data set of image files."""
+    return any(form.fullmatch(name) for form in (_FOLDER, _IMAGENET_LT))
 
 
 def show_name(name: str) -> str:
-    """The title that tables print: "CIFAR-10", "imagenet, 224 x 224"."""
+    """The title that tables print: "CIFAR-10", "imagenet, 224 x 224", "CIFAR-100-LT, imbalance 100"."""
     if match := _FOLDER.fullmatch(name):
         side = match[2] or _SIDE
         return f"{match[1]}, {side} x {side}"
-    return DATASETS[name].title if name in DATASETS else name.removeprefix("npz:")
+    known = known_dataset(name)
+    return known.title if known else name.removeprefix("npz:")
 
 
 def load(name: str, split: Split, data_dir: Path) -> Arrays:
@@ -269,7 +374,11 @@ def load(name: str, split: Split, data_dir: Path) -> Arrays:
 
     Raises DatasetError with the folder and the command that mend it.
     """
-    if is_folder(name):
-        return read_pictures(open_folder(name, split, data_dir))
-    own = _OWN.fullmatch(name)
-    return read_npz(data_dir, own[1], split) if own else DATASETS[check_name(name)].read(data_dir, split)
+    if own := _OWN.fullmatch(name):
+        return read_npz(data_dir, own[1], split)
+    known = known_dataset(check_name(name))
+    return known.read(data_dir, split) if known else _read_folder(data_dir, split, name=name)
+
+
+def _read_folder(data_dir: Path, split: Split, *, name: str) -> Arrays:
+    return read_pictures(open_folder(name, split, data_dir))

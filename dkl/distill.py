@@ -1,6 +1,7 @@
 """Distilling: a student, a frozen teacher, any objective; the loop is that of training."""
 
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -8,10 +9,13 @@ from dkl import datasets, recipes
 from dkl.batches import TrainingData, training_data
 from dkl.events import DistillResult, Epoch, Event, Finished
 from dkl.execution import make_network
+from dkl.feature_teaching import FeatureTeaching
+from dkl.kept_logits import KeptTeacher, keep
+from dkl.lessons import FeatureLesson
 from dkl.provenance import provenance
 from dkl.run import Run
 from dkl.shots import shots
-from dkl.teacher import Teacher
+from dkl.teacher import Teacher, TeacherLogits
 from dkl.teaching import Teaching
 from dkl.train import choose, fitted
 from dkl.validation import class_accuracy, clean_accuracy
@@ -30,9 +34,11 @@ def distill(
     data = training_data(recipe, data_dir, device)
     test = datasets.load(recipe.dataset, "test", data_dir)
     teacher = _teacher(recipe, loaded, data, device)
-    method = Teaching(recipe, teacher, classes=data.classes, device=device)
+    says = keep(teacher, recipe, data, data_dir, device) if recipe.keep_teacher else teacher
+    method = _method(recipe, teacher, says, data, device)
     run = Run(recipe, method, data, device, ALONE)
-    yield from fitted(run, workdir, get_ready=lambda: method.get_ready(data.batches))
+    get_ready = partial(method.get_ready, data.batches) if isinstance(method, Teaching) else tuple
+    yield from fitted(run, workdir, get_ready=get_ready)
     chosen = choose(run, workdir)
     by_class = class_accuracy(run.model, test, device)
     groups = shots(data.class_counts, by_class)
@@ -40,7 +46,7 @@ def distill(
         result=DistillResult(
             checkpoint_sha256=chosen.sha256,
             parameters=chosen.parameters,
-            extra_parameters=run.extra_parameters,
+            extra_parameters=method.extra_parameters,
             epochs=recipe.epochs,
             selected_epoch=chosen.epoch.epoch,
             clean_accuracy=clean_accuracy(run.model, test, device),
@@ -54,7 +60,7 @@ def distill(
             teacher_sha256=teacher.sha256,
             teacher_accuracy=clean_accuracy(teacher.model, test, device),
             seconds_per_iteration=_seconds_per_iteration(run.epochs, recipe.batch_size),
-            notes=(*loaded.notes, *chosen.notes),
+            notes=(*loaded.notes, *chosen.notes, *_notes(says)),
             provenance=provenance(recipe, device, dataset_sha256=data.sha256, checkpoint_sha256=chosen.sha256),
             seconds=chosen.seconds,
         )
@@ -64,6 +70,23 @@ def distill(
 def _teacher(recipe: recipes.Distill, loaded: LoadedModel, data: TrainingData, device: str) -> Teacher:
     network = make_network(loaded.model.to(device), recipe, device, ALONE)
     return Teacher(loaded, network.forward, dataset=recipe.dataset, channels=data.channels, classes=data.classes)
+
+
+def _method(
+    recipe: recipes.Distill, teacher: Teacher, says: TeacherLogits, data: TrainingData, device: str
+) -> Teaching | FeatureTeaching:
+    if isinstance(recipe.objective, FeatureLesson):
+        return FeatureTeaching(recipe, teacher, data, device=device)
+    return Teaching(recipe, says, classes=data.classes, device=device)
+
+
+def _notes(says: TeacherLogits) -> tuple[str, ...]:
+    if not isinstance(says, KeptTeacher) or not says.found:
+        return ()
+    return (
+        f"the teacher's logits of {says.found} batches were on disk already, so that the seconds per iteration "
+        "leave its forward passes out",
+    )
 
 
 def _seconds_per_iteration(epochs: list[Epoch], batch_size: int) -> float:

@@ -99,7 +99,8 @@ def gkl_kd(
 
 def sample_weight(logits_teacher_BK: Tensor, *, temperature: float) -> Tensor:
     """The teacher's prediction for each image, (B, K), softened: weights of the wMSE without a class prior."""
-    return (logits_teacher_BK.detach().double() / temperature).softmax(1)
+    dtype = torch.promote_types(logits_teacher_BK.dtype, torch.float32)
+    return (logits_teacher_BK.detach().to(dtype) / temperature).softmax(1)
 
 
 def _split(logits_BK: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:

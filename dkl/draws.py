@@ -19,6 +19,7 @@ class Draw(IntEnum):
     GENERATED = 6
     MIXTURE = 7
     CROP = 8
+    NEGATIVES = 9
 
 
 def generator(device: str | torch.device, *key: int) -> torch.Generator:

@@ -170,6 +170,11 @@ class TrainResult(BaseModel):
     """The epoch after which the weights were as they are in the checkpoint."""
     clean_accuracy: float
     """On the whole test set."""
+    many_accuracy: float | None = None
+    medium_accuracy: float | None = None
+    few_accuracy: float | None = None
+    """Means over the classes with more than 100, 20 to 100, and fewer than 20 training images; absent where all
+    classes are in one group, or none is in this one."""
     validation_accuracy: float | None
     validation_robust_accuracy: float | None
     """On the held-out training images, after `selected_epoch`."""
@@ -203,7 +208,7 @@ class DistillResult(BaseModel):
     medium_accuracy: float | None
     few_accuracy: float | None
     """Means over the classes with more than 100, 20 to 100, and fewer than 20 training images; absent where all
-    classes have equally many, or none is in the group."""
+    classes are in one group, or none is in this one."""
     validation_accuracy: float | None
     validation_robust_accuracy: float | None
     """On the held-out training images, after `selected_epoch`."""

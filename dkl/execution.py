@@ -1,6 +1,7 @@
 """How a network is run while it is trained: memory layout, precision, compiled kernels, several processes."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -48,11 +49,17 @@ def _called(
     """x_BCHW -> logits_BK in float32, computed in `precision` where autocast finds that safe."""
     if precision == "float32":
         return network
-    kind = torch.device(device).type
 
     def forward(x_BCHW: Tensor) -> Tensor:
-        with torch.autocast(kind, torch.bfloat16):
+        with in_precision(precision, device):
             logits_BK = network(x_BCHW)
         return logits_BK.float()
 
     return forward
+
+
+def in_precision(precision: Literal["float32", "bfloat16"], device: str) -> AbstractContextManager[object]:
+    """Inside, networks compute in `precision` where autocast finds that safe."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)

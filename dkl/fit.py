@@ -1,6 +1,6 @@
 """Whether a model and the images it is to be judged on belong together."""
 
-from dkl.datasets import DATASETS, Arrays
+from dkl.datasets import Arrays, known_dataset
 from dkl.weights import LoadedModel
 
 
@@ -13,7 +13,7 @@ def require_fit(dataset: str, loaded: LoadedModel, arrays: Arrays) -> None:
             f"the images of {dataset} have {channels} channels, {model} takes {loaded.channels}; evaluate it on "
             "images like those"
         )
-    fewer_is_fine = dataset not in DATASETS  # one's own test set may lack the last classes
+    fewer_is_fine = known_dataset(dataset) is None  # one's own test set may lack the last classes
     if arrays.classes > loaded.classes or (arrays.classes < loaded.classes and not fewer_is_fine):
         raise ValueError(
             f"{dataset} has {arrays.classes} classes, {model} tells {loaded.classes} apart; evaluate it on a data "

@@ -52,9 +52,14 @@ class FolderRows:
         pictures_VBHWC, y_B = self._ahead.get(epoch, index)
         return pictures_VBHWC.to(self.device).permute(0, 1, 4, 2, 3), y_B.to(self.device)
 
+    def positions(self, epoch: int, index: int) -> Tensor:
+        """Which of the folder's pictures a batch shows: int64 (B,), on the CPU."""
+        start = index * self.batch_size
+        return order(len(self.folder.labels), self.seed, epoch)[start : start + self.batch_size]
+
     def _read(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         start = index * self.batch_size
-        chosen = order(len(self.folder.labels), self.seed, epoch)[start : start + self.batch_size].numpy()
+        chosen = self.positions(epoch, index).numpy()
         side = self.folder.side
         pictures = np.empty((len(self.augmentations), len(chosen), side, side, 3), np.uint8)
 

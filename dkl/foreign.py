@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dkl import architectures, layouts
-from dkl.datasets import DATASETS
+from dkl.datasets import known_dataset
 from dkl.tensors import State
 from dkl.weights import About, CheckpointError, outline, require_fit, save_weights
 
@@ -139,10 +139,11 @@ def convert(
     found = find_state(source, content, prefer=[entry] if entry else [])
     plain = layouts.read(source, found, architecture)
     channels, classes = layouts.sizes(plain.state, architecture)
-    if dataset in DATASETS and classes != len(DATASETS[dataset].class_names):
+    known = known_dataset(dataset)
+    if known and classes != len(known.class_names):
         raise CheckpointError(
             f"the weights in {source} tell {classes} classes apart, {dataset} has "
-            f"{len(DATASETS[dataset].class_names)}; name the data set that they were trained on"
+            f"{len(known.class_names)}; name the data set that they were trained on"
         )
     wanted = outline(architecture, channels=channels, classes=classes).state_dict()
     counts = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dkl.distillation import decoupled, hinton, sample_weight
 from dkl.lessons import DKD, GKLKD, IKLKD, KD, LogitLesson
-from dkl.losses import gkl_normaliser, gkl_wmse, soft_cross_entropy, weighted_mse
+from dkl.losses import gkl_weight, mean_square_sum, soft_cross_entropy, weighted_mse
 from dkl.terms import Terms
 
 
@@ -43,7 +43,7 @@ def lesson_terms(
         case GKLKD():
             assert weight_BK is not None
             assert normaliser is not None
-            wmse = gkl_wmse(teacher_BK, student_BK, weight_BK, gamma=lesson.gamma, normaliser=normaliser)
+            wmse = weighted_mse(teacher_BK, student_BK, weight_BK) / normaliser
         case _:
             assert_never(lesson)
     soft = soft_cross_entropy(teacher_BK / lesson.temperature, student_BK / lesson.temperature)
@@ -51,10 +51,15 @@ def lesson_terms(
 
 
 def wmse_weight(lesson: LogitLesson, teacher_BK: Tensor, prior_BK: Tensor | None) -> Tensor | None:
-    """The class weights of the wMSE, (B, K): the prior's rows, or what the teacher says to each image itself."""
+    """The class weights of the wMSE, (B, K), of the teacher's type: the prior's rows, or what the teacher says to
+    each image itself; of GKL-KD to the power gamma."""
     if not isinstance(lesson, IKLKD | GKLKD):
         return None
-    return sample_weight(teacher_BK, temperature=lesson.prior_temperature) if prior_BK is None else prior_BK
+    if prior_BK is None:
+        weight_BK = sample_weight(teacher_BK, temperature=lesson.prior_temperature)
+    else:
+        weight_BK = prior_BK.to(teacher_BK.dtype)
+    return gkl_weight(weight_BK, gamma=lesson.gamma) if isinstance(lesson, GKLKD) else weight_BK
 
 
 def normaliser_of(lesson: LogitLesson, weight_BK: Tensor | None) -> Tensor | None:
@@ -62,4 +67,4 @@ def normaliser_of(lesson: LogitLesson, weight_BK: Tensor | None) -> Tensor | Non
     if not isinstance(lesson, GKLKD):
         return None
     assert weight_BK is not None
-    return gkl_normaliser(weight_BK, gamma=lesson.gamma)
+    return mean_square_sum(weight_BK)

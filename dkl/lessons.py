@@ -116,6 +116,9 @@ class ReviewKD(Document):
     kind: Literal["reviewkd"] = "reviewkd"
     label_weight: NonNegative = 1.0
     weight: NonNegative = 5.0
+    before_activation: bool = False
+    """Whether the student's maps are taken before their activation, as the teacher's always are. The published
+    runs on ImageNet do that, those on CIFAR-100 do not."""
     warmup: Count = 20
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dkl import zoo_names
-from dkl.catalog import RECIPES, named, parse_overrides, resolve
+from dkl.catalog import RECIPES, Needs, named, parse_overrides, resolve
 from dkl.events import Event
-from dkl.protocols import AnyProtocol, Checkpoint, JobResult, Judgement
-from dkl.recipes import Recipe, Train, fingerprint
+from dkl.protocols import AnyProtocol, Checkpoint, JobResult
+from dkl.recipes import Distill, Recipe, Train, fingerprint
 
 
 class InterruptedRunError(Exception):
@@ -54,9 +54,24 @@ class Judged:
         return {key: value for key, value in named_here.items() if value is not None}
 
 
+def teacher_called(name: str | None) -> Judged:
+    """What --teacher says: the file of a checkpoint, MODULE:NAME, a model of the zoo, or one of timm."""
+    match name:
+        case None:
+            return Judged()
+        case str() if Path(name).suffix == ".safetensors" or Path(name).is_file():
+            return Judged(checkpoint=Path(name))
+        case str() if ":" in name:
+            return Judged(function=name)
+        case str() if "/" in name:
+            return Judged(zoo=name)
+        case _:
+            return Judged(timm=name)
+
+
 @dataclass(frozen=True)
 class LocalRun:
-    """A recipe, where it works, and the file of the model it judges if it judges one."""
+    """A recipe, where it works, and the file of the model it judges or learns from, if there is one."""
 
     name: str
     recipe: Recipe
@@ -98,30 +113,46 @@ class LocalRun:
 
 
 def prepare(
-    name: str | None, changes: Sequence[str], *, judged: Judged, workdir: Path | None, plot: Path | None = None
+    name: str | None,
+    changes: Sequence[str],
+    *,
+    judged: Judged,
+    teacher: Judged | None = None,
+    workdir: Path | None,
+    plot: Path | None = None,
 ) -> LocalRun:
-    """The named recipe with `changes` (PATH=VALUE); an evaluation judges `judged`, or what a change names.
+    """The named recipe with `changes` (PATH=VALUE); an evaluation judges `judged`, a distillation learns from
+    `teacher`, or either from what a change names.
 
     Without a name, a zoo model is judged as RobustBench judges it. Works in runs/NAME-FINGERPRINT unless `workdir`
     is given. A training draws its curve into `plot`. ValueError with a sentence for what does not fit.
     """
     name = name or _protocol_for(judged)
     overrides: dict[str, Any] = parse_overrides(list(changes))
-    judges = isinstance(named(name).recipe, AnyProtocol)
+    needs = named(name).needs
     if plot is not None:
-        _check_plot(name, plot, judges=judges)
-    if judged.given and not judges:
-        raise ValueError(f"{name} trains a model of its own; leave out {' and '.join(judged.given)}")
-    if source := judged.source():
-        overrides = {"model": source, **overrides}
-    elif judges and not any(path.split(".")[0] == "model" for path in overrides):
-        raise ValueError(f"{name} judges a model: say which with {_WAYS}")
+        _check_plot(name, plot, judges=needs == "model")
+    source = _source(name, needs, judged, teacher or Judged())
+    if needs and source.given:
+        overrides = {needs: source.source(), **overrides}
+    elif needs and not any(path.partition(".")[0] == needs for path in overrides):
+        raise ValueError(f"{name} {_PURPOSES[needs]}: say which with {_WAYS[needs]}")
     recipe = resolve(name, overrides)
-    stored = isinstance(recipe, Judgement) and isinstance(recipe.model, JobResult | Checkpoint)
-    if stored and not judged.checkpoint:
-        raise ValueError(f"jobs and stored checkpoints are a service's; here say which model with {_WAYS}")
+    if needs and isinstance(getattr(recipe, needs), JobResult | Checkpoint) and not source.checkpoint:
+        raise ValueError(
+            f"jobs and stored checkpoints are a service's; here say which {needs} with {_WAYS[needs]}"
+        )
     folder = workdir or Path("runs") / f"{name}-{fingerprint(recipe)[:8]}"
-    return LocalRun(name, recipe, folder, judged.checkpoint, plot)
+    return LocalRun(name, recipe, folder, source.checkpoint, plot)
+
+
+def _source(name: str, needs: Needs, judged: Judged, teacher: Judged) -> Judged:
+    """The one of the two that the recipe needs; ValueError where the other was given."""
+    if judged.given and needs != "model":
+        raise ValueError(f"{name} trains a model of its own; leave out {' and '.join(judged.given)}")
+    if teacher.given and needs != "teacher":
+        raise ValueError(f"{name} learns from no teacher; leave out --teacher")
+    return teacher if needs == "teacher" else judged
 
 
 def _check_plot(name: str, plot: Path, *, judges: bool) -> None:
@@ -136,11 +167,18 @@ def _check_plot(name: str, plot: Path, *, judges: bool) -> None:
 
 def _title(name: str, recipe: Recipe) -> str:
     """What stands above a training curve: "ikl-at-digits, Linf 0.2, seed 0"."""
-    assert isinstance(recipe, Train)  # prepare() saw to it
+    assert isinstance(recipe, Train | Distill)  # prepare() saw to it
     return ", ".join([name, *([str(recipe.threat)] if recipe.threat else []), f"seed {recipe.seed}"])
 
 
-_WAYS = "--checkpoint FILE, --model MODULE:NAME, --zoo NAME or --timm NAME"
+_PURPOSES = {"model": "judges a model", "teacher": "learns from a teacher"}
+_WAYS = {
+    "model": "--checkpoint FILE, --model MODULE:NAME, --zoo NAME or --timm NAME",
+    "teacher": (
+        "--teacher FILE, or --teacher MODULE:NAME for a function here, DATASET/THREAT/NAME for RobustBench's zoo, "
+        "or a name of timm's"
+    ),
+}
 
 
 def _protocol_for(judged: Judged) -> str:

@@ -108,8 +108,8 @@ def gkl(
     Source: arXiv:2503.08038.
     """
     nat_BK, adv_BK = _pair(logits_nat_BK, logits_adv_BK)
-    prior_BK = _rows_like(nat_BK, prior_BK, "prior")
-    wmse = gkl_wmse(nat_BK, adv_BK, prior_BK, gamma=gamma, normaliser=gkl_normaliser(prior_BK, gamma=gamma))
+    weight_BK = gkl_weight(_rows_like(nat_BK, prior_BK, "prior"), gamma=gamma)
+    wmse = weighted_mse(nat_BK, adv_BK, weight_BK) / mean_square_sum(weight_BK)
     return wmse_weight * wmse + ce_weight * _soft_cross_entropy(nat_BK, adv_BK, temperature=temperature)
 
 
@@ -124,9 +124,19 @@ def gkl_wmse(
 
 def gkl_normaliser(prior_BK: Tensor, *, gamma: float) -> Tensor:
     """What gkl() divides the mean wMSE of a batch by: the mean over its images of (sum_j prior_j ** gamma)**2."""
+    return mean_square_sum(gkl_weight(prior_BK, gamma=gamma))
+
+
+def gkl_weight(prior_BK: Tensor, *, gamma: float) -> Tensor:
+    """The class weights of gkl(): prior ** gamma, (B, K), without a gradient."""
     if gamma < 0:
         raise ValueError(f"gamma must be 0 or larger, found {gamma}; 1 leaves the prior as it is, 0 flattens it")
-    return (prior_BK.detach() ** gamma).sum(1).square().mean()
+    return prior_BK.detach() ** gamma
+
+
+def mean_square_sum(weight_BK: Tensor) -> Tensor:
+    """mean_b (sum_j w_bj)**2: what gkl() divides the mean wMSE of a batch by."""
+    return weight_BK.sum(1).square().mean()
 
 
 def boosted_cross_entropy(logits_adv_BK: Tensor, y_B: Tensor) -> Tensor:

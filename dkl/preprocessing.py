@@ -52,10 +52,14 @@ class Preprocessed(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.model(self.prepared(x_BCHW))
+        return logits_BK
+
+    def prepared(self, x_BCHW: Tensor) -> Tensor:
+        """What the model sees."""
         if self.geometry is not None:
             x_BCHW = self.geometry.apply(x_BCHW)
-        logits_BK: Tensor = self.model((x_BCHW - self.mean) / self.std)
-        return logits_BK
+        return (x_BCHW - self.mean) / self.std
 
 
 def show_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from dkl.datasets import DATASETS
+from dkl.datasets import known_dataset
 from dkl.documents import (
     Count,
     DatasetName,
@@ -164,7 +164,7 @@ class Protocol(Document):
 
     @model_validator(mode="after")
     def _fits_a_known_data_set(self) -> Self:
-        if known := DATASETS.get(self.dataset):
+        if known := known_dataset(self.dataset):
             if not isinstance(self.suite, str):  # the published versions adapt
                 require_targets(self.suite, len(known.class_names))
             if self.images is not None and self.images > known.test_images:
@@ -217,8 +217,8 @@ class Evaluate(Protocol):
 
 def _require_known_classes(model: object, dataset: str) -> None:
     """ValueError where `model` is of the zoo and was trained on another number of classes than `dataset` has."""
-    if isinstance(model, Zoo) and dataset in DATASETS:
-        known, asked = CLASSES[find(model.zoo).dataset], len(DATASETS[dataset].class_names)
+    if isinstance(model, Zoo) and (facts := known_dataset(dataset)):
+        known, asked = CLASSES[find(model.zoo).dataset], len(facts.class_names)
         if known != asked:
             raise ValueError(
                 f"{dataset} has {asked} classes, the zoo model {model.zoo} tells {known} apart; "

@@ -89,6 +89,14 @@ class Cosine(Document):
     """Whether the first epoch has the full learning rate."""
 
 
+class WarmCosine(Document):
+    """lr * e / W in the epochs e = 1..W, then lr / 2 * (1 + cos(pi * (e - W) / (E - W + 1))) up to e = E."""
+
+    kind: Literal["warmup-cosine"] = "warmup-cosine"
+    warmup: Count = 10
+    """W."""
+
+
 class Steps(Document):
     """The learning rate is divided by ten at the beginning of each of these epochs."""
 
@@ -107,7 +115,7 @@ class OneCycle(Document):
     """The share of the epochs in which it grows."""
 
 
-Schedule = Annotated[Cosine | Steps | OneCycle, Field(discriminator="kind")]
+Schedule = Annotated[Cosine | WarmCosine | Steps | OneCycle, Field(discriminator="kind")]
 
 
 class SGD(Document):
@@ -234,12 +242,10 @@ def _usual_loss(objective: Objective) -> str:
 # --- distilling -------------------------------------------------------------------------------------------
 
 
-class Distill(Fit):
-    """Fit a student to a teacher's predictions or features. The teacher is frozen, in eval mode throughout."""
+class Distillation(Fit):
+    """How a student is fitted, without its teacher: data, student, objective."""
 
     kind: Literal["distill"] = "distill"
-    teacher: ModelSource
-    """The model to learn from, of the same classes."""
     objective: Lesson
     clean_weight: NonNegative = 0.2
     """With a threat: the weight of what the teacher teaches about clean images, beside weight 1 for adversarial
@@ -274,6 +280,13 @@ class Distill(Fit):
                     f"the objective '{self.objective.kind}' looks into the networks; set compile='off'"
                 )
         return self
+
+
+class Distill(Distillation):
+    """Fit a student to a teacher's predictions or features. The teacher is frozen, in eval mode throughout."""
+
+    teacher: ModelSource
+    """The model to learn from, of the same classes."""
 
 
 # --- recipes ----------------------------------------------------------------------------------------------

@@ -64,7 +64,6 @@ class Run:
             torch.manual_seed(recipe.seed)
             self.model = build(recipe.model, channels=data.channels, classes=data.classes).to(device)
             beside = list(method.meet(self.model))
-        self.extra_parameters = sum(parameter.numel() for parameter in beside)
         self.network = make_network(self.model, recipe, device, world)
         self.optimizer = _sgd(self.model, beside, recipe.optimizer)
         self.average = make_average(recipe.averaging)

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from dkl import confinement
 from dkl.architectures import Model, normalisation_of
 from dkl.archives import SAVE_STATE, UploadError
-from dkl.datasets import DATASETS
+from dkl.datasets import known_dataset
 from dkl.formats import Format, check_upload, open_plainly
 
 _log = logging.getLogger(__name__)
@@ -237,7 +237,8 @@ def _convert(task: Task) -> tuple[str, ...]:
     from dkl.weights import outline
 
     own = normalisation_of(task.model)
-    classes = len(DATASETS[task.dataset].class_names) if task.dataset in DATASETS else 1000
+    known = known_dataset(task.dataset)
+    classes = len(known.class_names) if known else 1000
     network = outline(task.model, channels=len(own.mean) if own else 3, classes=classes)
     needed = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     found = task.upload.lstat().st_size

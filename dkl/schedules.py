@@ -5,7 +5,7 @@ from typing import assert_never
 
 from dkl.documents import ThreatModel
 from dkl.objectives import PGD
-from dkl.recipes import SGD, Cosine, OneCycle, Steps
+from dkl.recipes import SGD, Cosine, OneCycle, Steps, WarmCosine
 
 _RISE_FROM, _FALL_TO = 25, 1e4
 _MOMENTUM_LOW, _MOMENTUM_HIGH = 0.85, 0.95
@@ -19,6 +19,10 @@ def learning_rate(optimizer: SGD, epoch: int, epochs: int) -> float:
             return lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
         case Cosine():
             return lr * 0.5 * (1 + math.cos(math.pi * epoch / (epochs + 1)))
+        case WarmCosine(warmup=warmup) if epoch <= warmup:
+            return lr * epoch / warmup
+        case WarmCosine(warmup=warmup):
+            return lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup + 1)))
         case Steps(epochs=decays):
             return lr * 0.1 ** sum(epoch >= decay for decay in decays)
         case OneCycle() as cycle:

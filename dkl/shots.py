@@ -19,14 +19,13 @@ class Shots(NamedTuple):
 
 
 def shots(train_counts: Sequence[int], accuracies: Sequence[float | None]) -> Shots | None:
-    """The accuracies by group, of classes that have test images; None where all classes have equally many training
-    images, and so there is no tail.
+    """The accuracies by group, of classes that have test images; None where there is no tail, see `has_tail`.
 
     The reference writes 0 for an empty group.
 
     Source: Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR 2019.
     """
-    if len(set(train_counts)) < 2:
+    if not has_tail(train_counts):
         return None
     known = [(count, a) for count, a in zip(train_counts, accuracies, strict=True) if a is not None]
     return Shots(
@@ -34,6 +33,11 @@ def shots(train_counts: Sequence[int], accuracies: Sequence[float | None]) -> Sh
         medium=_mean([a for count, a in known if FEW <= count <= MANY]),
         few=_mean([a for count, a in known if count < FEW]),
     )
+
+
+def has_tail(train_counts: Sequence[int]) -> bool:
+    """Whether the classes are of more than one group: with training images > 100, 20..100, < 20."""
+    return len({(count > MANY, count < FEW) for count in train_counts}) > 1
 
 
 def _mean(accuracies: Sequence[float]) -> float | None:

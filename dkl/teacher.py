@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dkl.method import Shown
-from dkl.models import Taps, tapped
+from dkl.models import Norm, Taps, last_norms, tapped
 from dkl.weights import LoadedModel
 
 
@@ -55,5 +55,13 @@ class Teacher:
 
     @torch.no_grad()
     def tapped(self, x_BCHW: Tensor) -> Taps:
-        """Logits with the features on the way to them; ValueError where the network offers none."""
+        """Logits with the features on the way to them; ValueError where the network offers none.
+
+        Unlike `logits`, in the precision that the caller is in.
+        """
         return tapped(self.model, x_BCHW)
+
+    @torch.no_grad()
+    def last_norms(self, x_BCHW: Tensor) -> tuple[Norm, ...]:
+        """How its pre-activations are distributed; ValueError where its batch norms do not say that."""
+        return last_norms(self.model, x_BCHW)

@@ -38,6 +38,9 @@ from dkl.world import ALONE
 class Teaching:
     """What the teacher's logits teach, and the class prior that they make."""
 
+    extra_parameters = 0
+    """Nothing is learnt beside the student."""
+
     def __init__(self, recipe: Distill, teacher: TeacherLogits, *, classes: int, device: str) -> None:
         assert isinstance(recipe.objective, LogitLesson)
         self.recipe = recipe
@@ -60,7 +63,8 @@ class Teaching:
             return
         began, images = time.monotonic(), 0
         for index in range(len(batches)):
-            shown = Shown(1, index, *batches.batch(1, index))
+            x_BCHW, y_B = batches.batch(1, index)
+            shown = Shown(1, index, x_BCHW.contiguous(memory_format=torch.channels_last), y_B)
             self.prior.update(self.teacher.logits(shown), shown.y_B)
             images += len(shown.y_B)
             seconds = max(time.monotonic() - began, 1e-9)

@@ -17,8 +17,9 @@ from dkl.batches import training_data
 from dkl.events import Adjusted, Epoch, Event, Finished, Progress, TrainResult
 from dkl.provenance import provenance
 from dkl.run import Run
+from dkl.shots import Shots, has_tail, shots
 from dkl.tensors import State
-from dkl.validation import clean_accuracy
+from dkl.validation import class_accuracy, clean_accuracy
 from dkl.world import ALONE, World
 
 _KEEP_SECONDS = 600
@@ -44,6 +45,7 @@ def train(
     yield from fitted(run, workdir)
     if test is not None:
         chosen = choose(run, workdir)
+        groups = _shots(run, test, device)
         yield Finished(
             result=TrainResult(
                 checkpoint_sha256=chosen.sha256,
@@ -51,6 +53,9 @@ def train(
                 epochs=recipe.epochs,
                 selected_epoch=chosen.epoch.epoch,
                 clean_accuracy=clean_accuracy(run.model, test, device),
+                many_accuracy=groups and groups.many,
+                medium_accuracy=groups and groups.medium,
+                few_accuracy=groups and groups.few,
                 validation_accuracy=chosen.epoch.validation_accuracy,
                 validation_robust_accuracy=chosen.epoch.validation_robust_accuracy,
                 notes=chosen.notes,
@@ -58,6 +63,11 @@ def train(
                 seconds=chosen.seconds,
             )
         )
+
+
+def _shots(run: Run, test: datasets.Arrays, device: str) -> Shots | None:
+    counts = run.data.class_counts
+    return shots(counts, class_accuracy(run.model, test, device)) if has_tail(counts) else None
 
 
 # --- the loop, whatever the method ------------------------------------------------------------------------

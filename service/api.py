@@ -8,8 +8,7 @@ from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from dkl.catalog import RECIPES, Named, named
-from dkl.protocols import AnyProtocol
+from dkl.catalog import RECIPES, Named, Published, PublishedAccuracy, named
 from service import jobs, leaderboard, waiting
 from service.access import Submitter, needs
 from service.problems import ANSWERS, Problem
@@ -25,6 +24,7 @@ _FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file; its ETag is its sha256"}
 }
 
+Kind = Literal["train", "distill", "import", "evaluate", "corruptions"]
 Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "canceled"]
 router = APIRouter(prefix="/api/v1", responses=ANSWERS)
 
@@ -38,7 +38,7 @@ class JobView(BaseModel):
     model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
 
     id: str
-    kind: Literal["train", "import", "evaluate", "corruptions"]
+    kind: Kind
     name: str | None
     status: Status
     reason: str | None
@@ -87,17 +87,35 @@ class PublishedView(BaseModel):
     """Radius at which it was judged, where that is not the recipe's."""
 
 
+class PublishedAccuracyView(BaseModel):
+    """What somebody reports where nothing is attacked: top-1 accuracies, as fractions."""
+
+    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
+
+    accuracy: float
+    source: str
+    url: str
+    teacher_accuracy: float | None
+    student_accuracy: float | None
+    """The student's own, trained without a teacher."""
+    many_accuracy: float | None
+    medium_accuracy: float | None
+    few_accuracy: float | None
+    """Means over the classes with more than 100, 20 to 100, and fewer than 20 training images."""
+    seconds_per_iteration: float | None
+
+
 class RecipeView(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: str
-    kind: Literal["train", "import", "evaluate", "corruptions"]
+    kind: Kind
     about: str
     needs: list[str]
-    """Fields that have to be given as overrides: an evaluation needs its model."""
-    published: PublishedView | None
+    """Fields that have to be given as overrides: an evaluation needs its model, a distillation its teacher."""
+    published: PublishedView | PublishedAccuracyView | None
     """Absent where no paper has a row for it."""
-    also: list[PublishedView]
+    also: list[PublishedView | PublishedAccuracyView]
     """Other numbers in print for the same recipe."""
     recipe: dict[str, JsonValue]
 
@@ -107,11 +125,16 @@ class RecipeView(BaseModel):
             name=name,
             kind=entry.recipe.kind,
             about=entry.about,
-            needs=["model"] if isinstance(entry.recipe, AnyProtocol) else [],
-            published=PublishedView.model_validate(entry.published) if entry.published else None,
-            also=[PublishedView.model_validate(other) for other in entry.also],
+            needs=[entry.needs] if entry.needs else [],
+            published=_published(entry.published) if entry.published else None,
+            also=[_published(other) for other in entry.also],
             recipe=entry.recipe.model_dump(mode="json"),
         )
+
+
+def _published(result: Published | PublishedAccuracy) -> PublishedView | PublishedAccuracyView:
+    view = PublishedView if isinstance(result, Published) else PublishedAccuracyView
+    return view.model_validate(result)
 
 
 # --- routes -----------------------------------------------------------------------------------------------
@@ -119,8 +142,8 @@ class RecipeView(BaseModel):
 
 @router.post("/jobs", status_code=201, responses=_UNKNOWN)
 def create_job(body: JobRequest, request: Request, caller: Submitter) -> JobView:
-    """Queue a job, and evaluations that wait for its model. It starts as soon as a worker that fits is free and,
-    for an evaluation, its model is there."""
+    """Queue a job, and evaluations and distillations that wait for its model. A job starts as soon as a worker
+    that fits is free and the model that it judges or learns from is there."""
     job, *then = submit(state_of(request), body, caller=caller)
     return JobView.of(request, job).model_copy(update={"then": [JobView.of(request, child) for child in then]})
 
@@ -174,8 +197,8 @@ async def job_events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events, live. All carry an id, and a stream goes on after it with the header Last-Event-ID;
     only progress, which is of the moment, and end, the last one, have none. status is a change of the job's. A
-    training says epoch when one is over, and adjusted when it goes on otherwise than it began, to go on at all. An
-    evaluation says joined and left when further workers come to help with it and go. An
+    training or distillation says epoch when one is over, and adjusted when it goes on otherwise than it began, to
+    go on at all. An evaluation says joined and left when further workers come to help with it and go. An
     evaluation says batch when one stage is through with one batch of images: which of them stand, and what it
     took; one of common corruptions says corruption when all images were classified under one corruption at one
     severity."""
@@ -203,7 +226,7 @@ def job_evidence(job_id: str, request: Request) -> FileResponse:
     dependencies=[needs("read")],
 )
 def job_checkpoint(job_id: str, request: Request) -> FileResponse:
-    """The model that a job trained or judged, as safetensors, where it is stored here."""
+    """The model that a job trained, distilled or judged, as safetensors, where it is stored here."""
     state = state_of(request)
     return download(state.artifacts, jobs.get(state.db, job_id), "checkpoint")
 

@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 
 from dkl.events import Adjusted, BatchDone, CorruptionDone, Epoch, EvaluateResult, Finished, Progress, Started
 from dkl.explain import InvalidRecipeError, read_recipe
-from dkl.protocols import Checkpoint, JobResult, Judgement
+from dkl.protocols import Checkpoint, JobResult
 from dkl.recipes import Recipe
 from service import files
 from service.db import clock, reading, writing
+from service.lineage import needed
 from service.moves import ACTIVE, LEDGER, is_taken, locked, lose, move, say, vacate
 from service.tables import ApiKey, Chunk, Job, Seat
 from service.waiting import Offer, ready
@@ -35,7 +36,7 @@ class Claim:
     worker: str
     recipe: Recipe
     checkpoint: str | None
-    """sha256 of the stored checkpoint to judge; for evaluations of one."""
+    """sha256 of the stored checkpoint to judge or to learn from, where there is one."""
     key_id: str | None
     """Whose storage the files that it leaves count to."""
 
@@ -87,11 +88,10 @@ def claim(
 
 
 def _checkpoint(session: Session, job: Job, recipe: Recipe) -> str | None:
-    if not isinstance(recipe, Judgement):
-        return None
-    if isinstance(recipe.model, Checkpoint):
-        return recipe.model.checkpoint
-    if not isinstance(recipe.model, JobResult):
+    need = needed(recipe)
+    if need and isinstance(need.source, Checkpoint):
+        return need.source.checkpoint
+    if need is None or not isinstance(need.source, JobResult):
         return None
     parent = session.get_one(Job, job.parent_id)
     assert parent.result is not None  # ready() saw it succeed

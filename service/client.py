@@ -67,7 +67,8 @@ class Client:
         """Queue a named recipe; returns the job. An evaluation stops where its model cannot be in the `top_k`.
 
         `gpus` and `gpu_memory` (GiB per GPU) are what its worker must have. `then` are evaluations of the model
-        that it makes, as names and overrides; they are queued with it, and returned as the job's `then`.
+        that it makes, or distillations from it, as names and overrides; they are queued with it, and returned as
+        the job's `then`.
         """
         body: dict[str, Any] = {"name": name, "overrides": dict(overrides or {})}
         asked: dict[str, Any] = {

@@ -32,8 +32,8 @@ def submit(
         list[str] | None,
         typer.Option(
             metavar="RECIPE",
-            help="An evaluation of the model that this makes, queued with it; with changes to it in quotes: "
-            '"RECIPE images=100".',
+            help="An evaluation of the model that this makes, or a distillation from it, queued with it; with "
+            'changes to it in quotes: "RECIPE images=100".',
         ),
     ] = None,
     queue: Annotated[str | None, typer.Option(help="Default: the service's first.")] = None,
@@ -45,11 +45,12 @@ def submit(
     ] = None,
     watch: Watch = False,
 ) -> None:
-    """Queue a job. An evaluation needs its model: model.job=ID of a training job."""
+    """Queue a job. An evaluation needs its model, a distillation its teacher: model.job=ID or
+    teacher.job=ID of a training job."""
     with client_of(url) as client:
         job = client.submit(
             recipe, parse_overrides(overrides or []), top_k=top, queue=queue, priority=priority, gpus=gpus,
-            gpu_memory=gpu_memory, webhook=webhook, then=[_evaluation(words) for words in then or []],
+            gpu_memory=gpu_memory, webhook=webhook, then=[_next(words) for words in then or []],
         )  # fmt: skip
         for queued in (job, *job["then"]):
             _say_queued(client, queued)
@@ -65,7 +66,7 @@ def submit(
                 _watch(client, queued)
 
 
-def _evaluation(words: str) -> tuple[str, dict[str, Any]]:
+def _next(words: str) -> tuple[str, dict[str, Any]]:
     """What --then says: a recipe's name, then changes to it, which hold no spaces."""
     name, *overrides = words.split() or [""]
     return name, parse_overrides(overrides)

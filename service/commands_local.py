@@ -12,7 +12,7 @@ from dkl.architectures import Model
 from dkl.catalog import RECIPES
 from dkl.datasets import check_name
 from dkl.explain import explain
-from dkl.local import Judged, LocalRun, prepare
+from dkl.local import Judged, LocalRun, prepare, teacher_called
 from service import terminal
 from service.client import Event
 from service.options import Device, Overrides, Recipe
@@ -44,13 +44,28 @@ def run(
     overrides: Overrides = None,
     workdir: Workdir = None,
     checkpoint: CheckpointFile = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Whom a distillation learns from: a checkpoint, MODULE:NAME, or a model of the zoo or of timm.",
+        ),
+    ] = None,
     device: Device = "auto",
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the training curve: .png, .svg or .pdf.")
     ] = None,
 ) -> None:
     """Run a recipe here and now, without the service. Run it again to go on where it was interrupted."""
-    _run_here(prepare(recipe, overrides or [], judged=Judged(checkpoint), workdir=workdir, plot=plot), device)
+    local = prepare(
+        recipe,
+        overrides or [],
+        judged=Judged(checkpoint),
+        teacher=teacher_called(teacher),
+        workdir=workdir,
+        plot=plot,
+    )
+    _run_here(local, device)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from service.artifacts import Store
 from service.callers import Caller
 from service.db import clock, reading, writing
 from service.space import show_bytes
-from service.tables import ApiKey, Artifact, ArtifactUse, Upload
+from service.tables import ApiKey, Artifact, ArtifactUse, Job, Upload
 
 SETTLED_SECONDS = 60.0
 """What somebody frees is gone at once, unless another has begun to count on it within this time."""
@@ -133,11 +133,12 @@ def may_read(session: Session, sha256: str, caller: Caller) -> bool:
     return bool(session.scalar(select(left | exists().where(Artifact.sha256 == sha256, own) | brought)))
 
 
-def was_left_by_a_job(db: Engine, sha256: str) -> bool:
-    """Whether a job of this service made or judged this checkpoint, so that it is no raw upload."""
+def data_set_of(db: Engine, sha256: str) -> str | None:
+    """The data set of a job of this service that made or judged this checkpoint; None for a raw upload."""
     with reading(db) as session:
-        left = select(ArtifactUse.job_id).where(ArtifactUse.sha256 == sha256, ArtifactUse.role == "checkpoint")
-        return session.scalar(left.limit(1)) is not None
+        jobs = select(Job.dataset).join(ArtifactUse, ArtifactUse.job_id == Job.id)
+        left = jobs.where(ArtifactUse.sha256 == sha256, ArtifactUse.role == "checkpoint")
+        return session.scalar(left.order_by(Job.created_at).limit(1))
 
 
 def _is_needed(sha256: str) -> ColumnElement[bool]:

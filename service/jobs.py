@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 
 from dkl.explain import InvalidRecipeError, read_recipe
 from dkl.imports import Import
-from dkl.protocols import Checkpoint, Evaluate, JobResult, Judgement
-from dkl.recipes import Recipe, Train, fingerprint
+from dkl.protocols import Checkpoint, Evaluate
+from dkl.recipes import Fit, Recipe, Train, fingerprint
 from service import audit, files
 from service.callers import ANONYMOUS, Caller
 from service.db import clock, reading, writing
+from service.lineage import MAKERS, awaited, needed, why_unfit
 from service.moves import TERMINAL, move, say
 from service.tables import ArtifactUse, Job, JobEvent
 
@@ -98,7 +99,7 @@ def create_all(db: Engine, orders: Sequence[Order], *, caller: Caller, max_queue
 
 def _create(session: Session, order: Order, caller: Caller) -> Job:
     recipe = order.recipe
-    threat = recipe.threat if isinstance(recipe, Train | Evaluate) else None
+    threat = recipe.threat if isinstance(recipe, Fit | Evaluate) else None
     job = Job(
         id=order.id or new_id(),
         kind=recipe.kind,
@@ -122,8 +123,9 @@ def _create(session: Session, order: Order, caller: Caller) -> Job:
     )
     session.add(job)
     session.flush()
-    if isinstance(recipe, Judgement) and isinstance(recipe.model, Checkpoint):
-        files.use(session, recipe.model.checkpoint, job.id, "source")
+    need = needed(recipe)
+    if need and isinstance(need.source, Checkpoint):
+        files.use(session, need.source.checkpoint, job.id, "source")
     if isinstance(recipe, Import):
         files.use(session, recipe.upload, job.id, "source")
     say(session, job, "status", {"status": "queued", "reason": None, "actor": caller.name})
@@ -135,7 +137,7 @@ def _create(session: Session, order: Order, caller: Caller) -> Job:
 
 def _lock_parents(session: Session, recipes: Sequence[Recipe]) -> None:
     """Jobs before keys, as `claims.claim` locks them: otherwise the two could wait for each other."""
-    ids = [r.model.job for r in recipes if isinstance(r, Judgement) and isinstance(r.model, JobResult)]
+    ids = {awaited(recipe) for recipe in recipes} - {None}
     if ids:
         session.execute(select(Job.id).where(Job.id.in_(ids)).order_by(Job.id).with_for_update())
 
@@ -153,22 +155,26 @@ def _require_room(session: Session, caller: Caller, more: int, max_queued: int |
 
 
 def _parent(session: Session, recipe: Recipe) -> str | None:
-    if not isinstance(recipe, Judgement) or not isinstance(recipe.model, JobResult):
+    need, asked = needed(recipe), awaited(recipe)
+    if need is None or asked is None:
         return None
-    parent = session.get(Job, recipe.model.job, with_for_update=True)
+    field = f"{need.field}.job"
+    parent = session.get(Job, asked, with_for_update=True)
     if parent is None:
-        raise RefusedError(f"model.job: there is no job {recipe.model.job}; name a training job of this service")
-    if parent.kind not in {"train", "import"}:
-        raise RefusedError(f"model.job: job {parent.id} is an evaluation and has no model; name a training job")
+        raise RefusedError(f"{field}: there is no job {asked}; name a training job of this service")
+    if parent.kind not in MAKERS:
+        raise RefusedError(f"{field}: job {parent.id} is an evaluation and has no model; name a training job")
     if parent.status in {"failed", "canceled", "cancelling"}:
         raise RefusedError(
-            f"model.job: job {parent.id} was {_PAST[parent.status]} and has no model; "
+            f"{field}: job {parent.id} was {_PAST[parent.status]} and has no model; "
             "run it again and name the new job"
         )
     if parent.status == "succeeded" and not _has_model(session, parent):
         raise RefusedError(
-            f"model.job: the files of job {parent.id} were given up; run it again and name the new job"
+            f"{field}: the files of job {parent.id} were given up; run it again and name the new job"
         )
+    if why := why_unfit(recipe, parent.dataset):
+        raise RefusedError(f"{field}: job {parent.id} {why}")
     return parent.id
 
 
@@ -251,6 +257,6 @@ def events(db: Engine, job_id: str, *, after: int = 0) -> Sequence[JobEvent]:
 
 
 def children(db: Engine, job_id: str) -> Sequence[Job]:
-    """The evaluations of this job's model, oldest first."""
+    """The jobs that judge this one's model or learn from it, oldest first."""
     with reading(db) as session:
         return session.scalars(select(Job).where(Job.parent_id == job_id).order_by(Job.created_at)).all()

@@ -116,7 +116,8 @@ def stop_outside_top(db: Engine, recipe: Recipe, k: int) -> Evaluate:
     is no evaluation, or says itself when to stop.
     """
     if not isinstance(recipe, Evaluate):
-        unranked = {"train": "training", "import": "an import"}.get(recipe.kind, "accuracy under corruptions")
+        others = {"train": "training", "distill": "distilling", "import": "an import"}
+        unranked = others.get(recipe.kind, "accuracy under corruptions")
         raise RefusedError(
             f"top_k: {unranked} is not ranked; leave it out, and give it with the model's evaluation under attack"
         )

@@ -25,10 +25,11 @@ from dkl.documents import show_pixels
 from dkl.evidence import Evidence, EvidenceError, read_evidence
 from dkl.paired import compare as compare_images
 from service.client import Client, ServiceError
+from service.lineage import LEARNERS
 from service.wording import fields
 
 Verdict = Literal["identical", "same numbers", "differs"]
-_NOT_COMPARED = frozenset({"seconds", "provenance"})
+_NOT_COMPARED = frozenset({"seconds", "seconds_per_iteration", "provenance"})
 _TOLD_ELSEWHERE = frozenset({"recipe", "fingerprint", "checkpoint_sha256"})
 """Of a provenance: they are compared anyhow."""
 _AROUND = frozenset({"notes", "warnings", "rejected", "forwards", "backwards", "engine", "evidence_sha256"})
@@ -101,7 +102,7 @@ class Report:
 
     def _counts(self, path: str) -> bool:
         leaf = re.sub(r"\[\d+\]$", "", path).rpartition(".")[2]
-        return leaf not in _AROUND and not (self.kind == "train" and leaf == "checkpoint_sha256")
+        return leaf not in _AROUND and not (self.kind in LEARNERS and leaf == "checkpoint_sha256")
 
 
 # --- running it again -------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from functools import cache
 
 from dkl.architectures import show_model
-from dkl.catalog import RECIPES, Named
+from dkl.catalog import RECIPES, Named, Published
 from dkl.recipes import Train
 from service.rows import Board, Boards, Row
 
@@ -13,7 +13,7 @@ def reported() -> Boards:
     """Every row that somebody reports."""
     boards: dict[Board, list[Row]] = {}
     for name, entry in RECIPES.items():
-        if entry.published:
+        if isinstance(entry.published, Published):
             row = _row(name, entry)
             boards.setdefault(row.board, []).append(row)
     return boards

@@ -22,6 +22,12 @@ from service.tables import ArtifactUse, Job
 
 FileKind = Literal["evidence", "checkpoint"]
 _LEFT = ("checkpoint", "evidence", "source")
+_DOES = {
+    "train": "trains a model",
+    "distill": "distils a model",
+    "import": "takes in a model",
+    "corruptions": "measures corruptions",
+}
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -96,8 +102,7 @@ def _asked_range(headers: Mapping[str, str], size: int, etag: str) -> tuple[int,
 
 def _why_none(job: Job, kind: FileKind) -> str:
     if kind == "evidence" and job.kind != "evaluate":
-        what = "trains a model" if job.kind == "train" else "measures corruptions"
-        return f"job {job.id} {what}; evidence is what evaluations under attack leave"
+        return f"job {job.id} {_DOES[job.kind]}; evidence is what evaluations under attack leave"
     if job.status not in TERMINAL:
         return f"job {job.id} is {job.status}; its {kind} is there when it has succeeded"
     if job.result is None:

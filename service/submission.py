@@ -5,14 +5,15 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from dkl.catalog import resolve
+from dkl.catalog import named, resolve
 from dkl.documents import Count
 from dkl.imports import Import
-from dkl.protocols import Checkpoint, Function, Judgement
-from dkl.recipes import Recipe, Train
+from dkl.protocols import Checkpoint, Function, Judgement, Zoo
+from dkl.recipes import Distill, Recipe
 from service import files, jobs, leaderboard
 from service.callers import Caller
 from service.jobs import LARGEST_PRIORITY, Order, RefusedError
+from service.lineage import Maker, needed, why_unfit, why_unfit_of_the_zoo
 from service.outbound import check_url
 from service.queue import ring
 from service.state import State
@@ -22,14 +23,14 @@ _Overrides = dict[str, JsonValue]
 
 
 class Then(BaseModel):
-    """An evaluation of the model that the job leaves."""
+    """What is done with the model that the job leaves: an evaluation of it, or a distillation that it teaches."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: str
-    """A name of GET /api/v1/recipes, of an evaluation."""
+    """A name of GET /api/v1/recipes, of an evaluation or a distillation."""
     overrides: _Overrides = {}
-    """Laid over it; its model is the one that the job leaves."""
+    """Laid over it; its model, or its teacher, is the one that the job leaves."""
 
 
 class JobRequest(BaseModel):
@@ -47,7 +48,7 @@ class JobRequest(BaseModel):
     """For an evaluation: stop as soon as the model cannot be among the best so many of its board. Written into
     the recipe as stop_below, from the board as it is now; a board with fewer rows stops nothing."""
     then: Annotated[tuple[Then, ...], Field(max_length=20)] = ()
-    """Evaluations that are queued with it, all or none, and wait for its model."""
+    """Evaluations and distillations that are queued with it, all or none, and wait for its model."""
     queue: str | None = None
     """Which workers may take it; absent: the service's first queue."""
     priority: Annotated[int, Field(ge=-LARGEST_PRIORITY, le=LARGEST_PRIORITY)] = 0
@@ -82,7 +83,7 @@ def _orders(state: State, request: JobRequest) -> list[Order]:
     recipe = request.recipe or resolve(request.name or "", request.overrides)
     if request.top_k is not None:
         recipe = leaderboard.stop_outside_top(state.db, recipe, request.top_k)
-    if request.then and not isinstance(recipe, Train | Import):
+    if request.then and not isinstance(recipe, Maker):
         raise RefusedError("then: an evaluation leaves no model to judge; put it behind a training or an import")
     order = Order(
         recipe,
@@ -96,10 +97,13 @@ def _orders(state: State, request: JobRequest) -> list[Order]:
     )
     orders = [order]
     for then in request.then:
-        judgement = resolve(then.name, {**then.overrides, "model": {"job": order.id}})
-        if not isinstance(judgement, Judgement):
-            raise RefusedError(f"then: {then.name} is no evaluation; name one of the catalogue's")
-        orders.append(replace(order, recipe=judgement, name=then.name, id=None))
+        field = {"distill": "teacher"}.get(named(then.name).recipe.kind, "model")
+        next_ = resolve(then.name, {**then.overrides, field: {"job": order.id}})
+        if not isinstance(next_, Judgement | Distill):
+            raise RefusedError(
+                f"then: {then.name} is no evaluation and no distillation; name one of the catalogue's"
+            )
+        orders.append(replace(order, recipe=next_, name=then.name, id=None))
     return orders
 
 
@@ -125,15 +129,32 @@ def _require_source(state: State, recipe: Recipe, caller: Caller) -> None:
         if not files.reserve(state.db, state.artifacts, recipe.upload, caller):
             raise RefusedError(f"upload: no file with sha256 {recipe.upload} is stored here; upload it first")
         return
-    if not isinstance(recipe, Judgement):
+    if (need := needed(recipe)) is None:
         return
-    match recipe.model:
+    field, source = need
+    match source:
         case Checkpoint(checkpoint=sha256) if not files.reserve(state.db, state.artifacts, sha256, caller):
-            raise RefusedError(f"model.checkpoint: no checkpoint with sha256 {sha256} is stored here")
-        case Checkpoint(checkpoint=sha256) if not files.was_left_by_a_job(state.db, sha256):
+            raise RefusedError(f"{field}.checkpoint: no checkpoint with sha256 {sha256} is stored here")
+        case Checkpoint(checkpoint=sha256):
+            _require_known(state, recipe, field, sha256)
+        case Zoo() if why := why_unfit_of_the_zoo(recipe):
+            raise RefusedError(f"{field}.zoo: {why}")
+        case Function() if field == "teacher":
             raise RefusedError(
-                f"model.checkpoint: {sha256} was uploaded, but nobody has looked into it yet; import it first: "
-                "`dklbench upload`, or a job of the kind import"
+                f"teacher.function: a service runs no code of its users; learn from {source.function} on your own "
+                "machine with `dklbench run`"
             )
         case Function():
-            raise RefusedError(f"model.function: {recipe.model.refusal}")
+            raise RefusedError(f"{field}.function: {source.refusal}")
+
+
+def _require_known(state: State, recipe: Recipe, field: str, sha256: str) -> None:
+    """RefusedError where no job has looked into the stored file, or its data set says that it cannot teach."""
+    dataset = files.data_set_of(state.db, sha256)
+    if dataset is None:
+        raise RefusedError(
+            f"{field}.checkpoint: {sha256} was uploaded, but nobody has looked into it yet; import it first: "
+            "`dklbench upload`, or a job of the kind import"
+        )
+    if why := why_unfit(recipe, dataset):
+        raise RefusedError(f"{field}.checkpoint: {sha256} {why}")

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dkl.catalog import RECIPES, Named
+from dkl.catalog import RECIPES, Named, Published, PublishedAccuracy
 from service.client import Event
 from service.wording import duration, since
 
@@ -129,6 +129,8 @@ def _epoch(data: dict[str, Any]) -> str:
 def _result(result: dict[str, Any]) -> str:
     if result["kind"] == "train":
         return f"[green]trained[/]: {result['clean_accuracy']:.1%} clean, {result['seconds']:.0f} s"
+    if result["kind"] == "distill":
+        return f"[green]distilled[/]: {result['clean_accuracy']:.1%} clean, {result['seconds']:.0f} s"
     if result["kind"] == "import":
         return f"[green]taken in[/]: {result['parameters']:,} parameters"
     if result["kind"] == "corruptions":
@@ -158,11 +160,18 @@ def _remarks(result: dict[str, Any], title: str) -> list[str]:
             f"with 95 % confidence the whole suite would break at most {round(more * result['images'])} more of "
             f"{result['images']} images"
         )
-    return remarks + _remarks_on_training(result, title) if result["kind"] == "train" else remarks
+    match result["kind"]:
+        case "train":
+            return remarks + _remarks_on_weights(result) + _remarks_on_papers(result, title)
+        case "distill":
+            taught = _remarks_on_distilling(result)
+            return remarks + _remarks_on_weights(result) + taught + _remarks_on_papers(result, title)
+        case _:
+            return remarks
 
 
-def _remarks_on_training(result: dict[str, Any], title: str) -> list[str]:
-    """Which epoch's weights they are, what is out of the ordinary, and what a paper reports."""
+def _remarks_on_weights(result: dict[str, Any]) -> list[str]:
+    """What is out of the ordinary, which epoch's weights they are, and how they do on the parts of a long tail."""
     remarks = [f"[yellow]note:[/] {escape(note)}" for note in result.get("notes", ())]
     epoch, held_out = result.get("selected_epoch"), result.get("validation_accuracy")
     if epoch is not None and (held_out is not None or epoch != result["epochs"]):
@@ -170,14 +179,34 @@ def _remarks_on_training(result: dict[str, Any], title: str) -> list[str]:
         judged = "" if held_out is None else f": {held_out:.2%} on held-out images"
         under_pgd = "" if robust is None else f", {robust:.2%} under PGD"
         remarks.append(f"weights of epoch {epoch} of {result['epochs']}{judged}{under_pgd}")
-    entry = RECIPES.get(title)
-    if entry and (paper := entry.published):
-        remarks.append(
-            f"clean: published {paper.clean_accuracy:.2%}, here {result['clean_accuracy']:.2%} "
-            f"({100 * (result['clean_accuracy'] - paper.clean_accuracy):+.2f}); "
-            f"AutoAttack: published {paper.robust_accuracy:.2%}, here not judged yet"
-        )
+    groups = {name: result.get(f"{name}_accuracy") for name in ("many", "medium", "few")}
+    if shown := [f"{name} {value:.2%}" for name, value in groups.items() if value is not None]:
+        remarks.append(f"classes with many, medium or few training images: {', '.join(shown)}")
     return remarks
+
+
+def _remarks_on_papers(result: dict[str, Any], title: str) -> list[str]:
+    entry = RECIPES.get(title)
+    match entry.published if entry else None:
+        case Published(clean_accuracy=clean, robust_accuracy=robust):
+            attacked = f"AutoAttack: published {robust:.2%}, here not judged yet"
+            return [f"{_beside('clean', clean, result['clean_accuracy'])}; {attacked}"]
+        case PublishedAccuracy(accuracy=accuracy):
+            return [_beside("accuracy", accuracy, result["clean_accuracy"])]
+        case _:
+            return []
+
+
+def _remarks_on_distilling(result: dict[str, Any]) -> list[str]:
+    """Whom it comes from, and what it took."""
+    extra = result["extra_parameters"]
+    cost = f"{1000 * result['seconds_per_iteration']:.3g} ms per iteration"
+    beside = f", {extra:,} parameters learnt beside the student" if extra else ""
+    return [f"teacher {escape(result['teacher'])}: {result['teacher_accuracy']:.2%}; {cost}{beside}"]
+
+
+def _beside(what: str, published: float, here: float) -> str:
+    return f"{what}: published {published:.2%}, here {here:.2%} ({100 * (here - published):+.2f})"
 
 
 def leaderboard_table(found: dict[str, Any]) -> Table:
@@ -262,8 +291,13 @@ def recipes_table(recipes: Mapping[str, Named]) -> Table:
     table.add_column("AA", justify="right", no_wrap=True)
     table.add_column("what it does", overflow="fold")
     for name, entry in recipes.items():
-        paper = entry.published
-        numbers = (f"{paper.clean_accuracy:.2%}", f"{paper.robust_accuracy:.2%}") if paper else ("", "")
+        match entry.published:
+            case Published(clean_accuracy=clean, robust_accuracy=robust):
+                numbers = (f"{clean:.2%}", f"{robust:.2%}")
+            case PublishedAccuracy(accuracy=accuracy):
+                numbers = (f"{accuracy:.2%}", "")
+            case _:
+                numbers = ("", "")
         table.add_row(name, *numbers, escape(entry.about))
     table.caption = "clean, AA: published accuracies, on clean images and under AutoAttack"
     table.caption_justify = "left"

@@ -1,8 +1,10 @@
 """A recipe and what its run might say, for tests of everything around the library."""
 
+from dkl.architectures import CNN
 from dkl.catalog import resolve
 from dkl.events import (
     BatchDone,
+    DistillResult,
     Epoch,
     EvaluateResult,
     Finished,
@@ -13,7 +15,9 @@ from dkl.events import (
     Started,
     TrainResult,
 )
-from dkl.recipes import Recipe, fingerprint
+from dkl.lessons import KD
+from dkl.protocols import JobResult, ModelSource
+from dkl.recipes import SGD, Distill, Recipe, fingerprint
 
 STARTED = Started(device="cpu", versions={"torch": "2.11.0"}, commit=None, resumed=False)
 TRAIN = resolve("natural-digits", {})
@@ -50,6 +54,21 @@ BATCH = BatchDone(
 )
 
 
+def distillation(teacher: ModelSource | str, **changes: object) -> Distill:
+    """Of a small student on digits; a job is named by its id."""
+    source = JobResult(job=teacher) if isinstance(teacher, str) else teacher
+    recipe = Distill(
+        dataset="digits",
+        teacher=source,
+        model=CNN(width=8),
+        objective=KD(),
+        augmentation=None,
+        epochs=2,
+        optimizer=SGD(lr=0.1),
+    )
+    return Distill.model_validate({**recipe.model_dump(mode="json"), **changes})
+
+
 def provenance(recipe: Recipe) -> Provenance:
     return Provenance(
         recipe=recipe.model_dump(mode="json"),
@@ -79,6 +98,29 @@ TRAINED = Finished(
         notes=(),
         provenance=provenance(TRAIN),
         seconds=2.0,
+    )
+)
+DISTILLED = Finished(
+    result=DistillResult(
+        checkpoint_sha256="b" * 64,
+        parameters=5,
+        extra_parameters=0,
+        epochs=2,
+        selected_epoch=2,
+        clean_accuracy=0.9,
+        class_accuracy=(0.9,),
+        many_accuracy=None,
+        medium_accuracy=None,
+        few_accuracy=None,
+        validation_accuracy=None,
+        validation_robust_accuracy=None,
+        teacher="CNN-32",
+        teacher_sha256="a" * 64,
+        teacher_accuracy=0.95,
+        seconds_per_iteration=0.0125,
+        notes=(),
+        provenance=provenance(distillation("0123456789ab")),
+        seconds=3.0,
     )
 )
 JUDGED = Finished(

@@ -37,7 +37,12 @@ _TRIES = 20
 """Jobs that others may take while we look, before we look again later."""
 _PAUSE_SECONDS = 15.0
 """Before a job that met a full disk or the like is tried again."""
-_LEAVES = {"train": "model.safetensors", "import": "model.safetensors", "evaluate": "evidence.safetensors"}
+_LEAVES = {
+    "train": "model.safetensors",
+    "distill": "model.safetensors",
+    "import": "model.safetensors",
+    "evaluate": "evidence.safetensors",
+}
 """The file that a job of each kind leaves; one of corruptions leaves its result alone."""
 _quiet_until = 0.0
 

@@ -1,4 +1,5 @@
-"""The named recipes: METHOD-DATASET-MODEL[-NORM][-VARIANT], and autoattack-DATASET-NORM, corruptions-DATASET.
+"""The named recipes: METHOD-DATASET-MODEL[-NORM][-VARIANT], METHOD-DATASET-TEACHER-STUDENT[-VARIANT] of
+distillation, and autoattack-DATASET-NORM, corruptions-DATASET.
 
 No torch. Each family is a file: what its recipes share is a function there, what differs stands beside the name.
 """
@@ -9,18 +10,41 @@ from difflib import get_close_matches
 from typing import Any
 
 from dkl.catalog.digits import DIGITS
+from dkl.catalog.distillation import DISTILLATION
 from dkl.catalog.dkl_papers import DKL_PAPERS
-from dkl.catalog.entries import Named, Published
+from dkl.catalog.entries import Named, Needs, Published, PublishedAccuracy
 from dkl.catalog.generated import GENERATED
 from dkl.catalog.judges import JUDGES
+from dkl.catalog.long_tailed import LONG_TAILED
 from dkl.catalog.perturbed import PERTURBED
 from dkl.catalog.rivals import RIVALS
+from dkl.catalog.robust_distillation import ROBUST_DISTILLATION
 from dkl.explain import read_recipe
 from dkl.recipes import Recipe
 
-__all__ = ["RECIPES", "Named", "Published", "UnknownRecipeError", "named", "parse_overrides", "resolve"]
+__all__ = [
+    "RECIPES",
+    "Named",
+    "Needs",
+    "Published",
+    "PublishedAccuracy",
+    "UnknownRecipeError",
+    "named",
+    "parse_overrides",
+    "resolve",
+]
 
-RECIPES: dict[str, Named] = {**DIGITS, **DKL_PAPERS, **GENERATED, **RIVALS, **PERTURBED, **JUDGES}
+RECIPES: dict[str, Named] = {
+    **DIGITS,
+    **DKL_PAPERS,
+    **GENERATED,
+    **RIVALS,
+    **PERTURBED,
+    **DISTILLATION,
+    **LONG_TAILED,
+    **ROBUST_DISTILLATION,
+    **JUDGES,
+}
 
 
 class UnknownRecipeError(ValueError):

@@ -1,12 +1,17 @@
 """Every objective on handwritten digits of 8 x 8 pixels: each trains in half a minute on a laptop. No torch.
 
+Students are a quarter as wide as their teachers, natural-digits or ikl-at-digits.
+
 They show that something works, not which objective is better: nothing is tuned.
 """
 
 from dkl.architectures import CNN
 from dkl.catalog.entries import DIGITS_LINF, Named
+from dkl.lessons import AT, CRD, DKD, GKLKD, IKLKD, KD, OFD, Lesson, ReviewKD
 from dkl.objectives import AWP, GKL, IKL, MART, PGD, PGDAT, TRADES, Natural, Objective
-from dkl.recipes import SGD, Train
+from dkl.recipes import SGD, Distillation, Train
+
+_STUDENT = CNN(width=8)
 
 
 def _digits(objective: Objective, attack: PGD, awp: AWP | None = None) -> Train:
@@ -23,7 +28,7 @@ def _digits(objective: Objective, attack: PGD, awp: AWP | None = None) -> Train:
     )
 
 
-DIGITS: dict[str, Named] = {
+_TRAINED: dict[str, Named] = {
     "natural-digits": Named(
         Train(
             dataset="digits",
@@ -34,6 +39,18 @@ DIGITS: dict[str, Named] = {
             optimizer=SGD(lr=0.1),
         ),
         "A small CNN trained on clean handwritten digits; accurate, and defenceless.",
+    ),
+    "natural-digits-cnn-8": Named(
+        Train(
+            dataset="digits",
+            model=_STUDENT,
+            objective=Natural(),
+            augmentation=None,
+            epochs=15,
+            optimizer=SGD(lr=0.1),
+            averaging=None,
+        ),
+        "The student of the distillations on digits, trained without a teacher for as long.",
     ),
     "ikl-at-digits": Named(
         _digits(IKL(), PGD(loss="ikl"), AWP()),
@@ -47,3 +64,52 @@ DIGITS: dict[str, Named] = {
     "pgd-at-digits": Named(_digits(PGDAT(), PGD(loss="ce")), "The same CNN with PGD adversarial training."),
     "mart-digits": Named(_digits(MART(), PGD(loss="ce")), "The same CNN with MART, beta 6."),
 }
+
+# --- distillation -----------------------------------------------------------------------------------------
+
+
+def _taught(objective: Lesson, method: str) -> Named:
+    recipe = Distillation(
+        dataset="digits",
+        model=_STUDENT,
+        objective=objective,
+        augmentation=None,
+        epochs=15,
+        optimizer=SGD(lr=0.1),
+    )
+    return Named(recipe, f"{method} from natural-digits into a CNN a quarter as wide.")
+
+
+def _taught_robustly(objective: Lesson, method: str) -> Named:
+    recipe = Distillation(
+        dataset="digits",
+        model=_STUDENT,
+        objective=objective,
+        threat=DIGITS_LINF,
+        attack=PGD(loss="kl", steps=5, eps_schedule="constant"),
+        augmentation=None,
+        epochs=30,
+        optimizer=SGD(lr=0.1),
+    )
+    return Named(recipe, f"Robust distillation by {method}, from ikl-at-digits into a CNN a quarter as wide.")
+
+
+_DISTILLED: dict[str, Named] = {
+    "kd-digits": _taught(KD(), "KD"),
+    "dkd-digits": _taught(DKD(warmup=5), "DKD"),
+    "at-kd-digits": _taught(AT(), "AT"),
+    "ofd-digits": _taught(OFD(), "OFD"),
+    "crd-digits": _taught(CRD(negatives=256), "CRD"),
+    "reviewkd-digits": _taught(ReviewKD(weight=1.0, warmup=5), "ReviewKD"),
+    "ikl-kd-digits": _taught(IKLKD(wmse_weight=4.0, warmup=5), "IKL-KD"),
+    "gkl-kd-digits": _taught(GKLKD(wmse_weight=4.0, warmup=5), "GKL-KD"),
+    "kd-rd-digits": _taught_robustly(KD(label_weight=0.0, weight=1.0, temperature=1.0), "KD"),
+    "ikl-rd-digits": _taught_robustly(
+        IKLKD(label_weight=0.0, wmse_weight=1.0, temperature=1.0, prior_temperature=4.0, warmup=10), "IKL"
+    ),
+    "gkl-rd-digits": _taught_robustly(
+        GKLKD(label_weight=0.0, wmse_weight=1.0, temperature=1.0, prior_temperature=4.0, warmup=10), "GKL"
+    ),
+}
+
+DIGITS: dict[str, Named] = {**_TRAINED, **_DISTILLED}

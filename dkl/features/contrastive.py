@@ -36,30 +36,23 @@ class Contrast(nn.Module):
         for name in ("memory_student_ND", "memory_teacher_ND"):
             memory = torch.rand(images, width, generator=generator) * 2 * bound - bound
             self.register_buffer(name, memory)
-        # The constants that turn scores into probabilities; unknown until the first batch.
+        # The constants that turn scores into probabilities, of the first images that pass; 0 until then.
         self.register_buffer("partition_2", torch.zeros(2, dtype=torch.float64))
 
-    def forward(self, student_BW: Tensor, teacher_BW: Tensor, index_B: Tensor, candidates_BQ: Tensor) -> Tensor:
-        """The loss of a batch, >= 0 up to a constant; then its embeddings go into the memory.
+    def embed(self, student_BW: Tensor, teacher_BW: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of length 1, (B, D), of pooled features."""
+        return normalize(self.embed_student(student_BW)), normalize(self.embed_teacher(teacher_BW.detach()))
 
-        `student` and `teacher` are pooled features; `index` are the images' places in the data set, `candidates`
-        those of each image and its negatives, the image first.
-        """
-        s_BD = normalize(self.embed_student(student_BW))
-        t_BD = normalize(self.embed_teacher(teacher_BW.detach()))
-        return self.compare(s_BD, t_BD, index_B, candidates_BQ)
-
-    def compare(self, s_BD: Tensor, t_BD: Tensor, index_B: Tensor, candidates_BQ: Tensor) -> Tensor:
-        """`forward` from embeddings of length 1 on."""
+    def compare(self, s_BD: Tensor, t_BD: Tensor, candidates_BQ: Tensor) -> Tensor:
+        """The loss of embeddings, >= 0 up to a constant; `candidates` are the places in the data set of each image
+        and of its negatives, the image first."""
         scores = [
-            self._scores(self.memory_teacher_ND[candidates_BQ], s_BD),
-            self._scores(self.memory_student_ND[candidates_BQ], t_BD),
+            self._scores(self.memory_teacher_ND, s_BD, candidates_BQ),
+            self._scores(self.memory_student_ND, t_BD, candidates_BQ),
         ]
         images = len(self.memory_student_ND)
-        if not self.partition_2.any():
-            self.partition_2.copy_(torch.stack([score.detach().mean() for score in scores]) * images)
-        self._remember(self.memory_student_ND, index_B, s_BD)
-        self._remember(self.memory_teacher_ND, index_B, t_BD)
+        fresh_2 = torch.stack([score.detach().mean().double() for score in scores]) * images
+        self.partition_2.copy_(torch.where(self.partition_2 > 0, self.partition_2, fresh_2))
         return sum(
             (
                 contrast(score / z, images)
@@ -68,11 +61,19 @@ class Contrast(nn.Module):
             start=s_BD.new_zeros(()),
         )
 
-    def _scores(self, others_BQD: Tensor, own_BD: Tensor) -> Tensor:
-        return (torch.einsum("bqd,bd->bq", others_BQD, own_BD) / self.temperature).exp()
+    def _scores(self, memory_ND: Tensor, own_BD: Tensor, candidates_BQ: Tensor) -> Tensor:
+        # With all N images: D times smaller than a copy of the memory's rows for each of B * Q candidates.
+        similarity_BN = own_BD @ memory_ND.T
+        return (similarity_BN.gather(1, candidates_BQ) / self.temperature).exp()
 
     @torch.no_grad()
-    def _remember(self, memory_ND: Tensor, index_B: Tensor, fresh_BD: Tensor) -> None:
+    def remember(self, s_BD: Tensor, t_BD: Tensor, index_B: Tensor) -> None:
+        """Mix embeddings into the memory, at the images' places in the data set: once `compare` has been
+        differentiated."""
+        self._mix(self.memory_student_ND, index_B, s_BD)
+        self._mix(self.memory_teacher_ND, index_B, t_BD)
+
+    def _mix(self, memory_ND: Tensor, index_B: Tensor, fresh_BD: Tensor) -> None:
         mixed_BD = self.momentum * memory_ND[index_B] + (1 - self.momentum) * fresh_BD.to(memory_ND.dtype)
         memory_ND[index_B] = normalize(mixed_BD)
 
@@ -89,3 +90,28 @@ def contrast(scores_BQ: Tensor, images: int) -> Tensor:
     found = (own_B / (own_B + noise + _TINY)).log().sum()
     refused = (noise / (others_BQ + noise + _TINY)).log().sum()
     return -(found + refused) / len(scores_BQ)
+
+
+class Negatives:
+    """Draws images of other classes than an image's own, all of them equally often, with replacement."""
+
+    def __init__(self, labels_N: Tensor) -> None:
+        """ValueError where all images are of one class."""
+        self._counts_K = labels_N.bincount()
+        if int(self._counts_K.max()) == len(labels_N):
+            raise ValueError(
+                f"all {len(labels_N)} training images are of one class, and the objective 'crd' contrasts images "
+                "of different ones; train on more images"
+            )
+        # Sorted by class, the others are what lies before an image's class and what lies behind.
+        self._by_class_N = labels_N.argsort(stable=True)
+        self._starts_K = self._counts_K.cumsum(0) - self._counts_K
+
+    def draw(self, y_B: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Places in the data set, (B, count)."""
+        own_B1, starts_B1 = self._counts_K[y_B, None], self._starts_K[y_B, None]
+        others_B1 = len(self._by_class_N) - own_B1
+        shape = (len(y_B), count)
+        uniform_BQ = torch.rand(shape, generator=generator, device=y_B.device, dtype=torch.float64)
+        place_BQ = torch.minimum((uniform_BQ * others_B1).long(), others_B1 - 1)  # a product may be rounded up
+        return self._by_class_N[place_BQ + own_B1 * (place_BQ >= starts_B1)]

@@ -24,7 +24,8 @@ class Connectors(nn.Module):
         """The distance over all stages, >= 0: the last stage counts once, each one before it half of the next.
 
         `student` and `teacher` are pre-activations (B, C, H, W), the last stage last; the teacher's maps are
-        averaged to the student's size. `margins`: what `margin_from_batch_norm` says, (1, C, 1, 1) per stage.
+        averaged to the student's size, or repeated where they are smaller. `margins`: what
+        `margin_from_batch_norm` says, (1, C, 1, 1) per stage.
 
         Source: Heo et al., arXiv:1904.01866, Eq. 3.
         """

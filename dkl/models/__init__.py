@@ -10,14 +10,19 @@ from torch import nn
 
 from dkl import architectures
 from dkl.models.cnn import CNN
+from dkl.models.mobilenet import MobileNetV2
 from dkl.models.modes import batch_mode, eval_mode, first_update
 from dkl.models.resnet import PreActResNet, ResNet
+from dkl.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from dkl.models.swish import SwishWideResNet
-from dkl.models.taps import Taps, last_norms, tapped
+from dkl.models.tapping import last_norms, tapped
+from dkl.models.taps import Norm, Tapped, Taps
+from dkl.models.thin_resnet import ThinResNet
 from dkl.models.timm_network import TimmNetwork
+from dkl.models.vgg import VGG
 from dkl.models.wide import WideResNet
 
-__all__ = ["Taps", "batch_mode", "build", "eval_mode", "first_update", "last_norms", "tapped"]
+__all__ = ["Norm", "Tapped", "Taps", "batch_mode", "build", "eval_mode", "first_update", "last_norms", "tapped"]
 
 
 def build(model: architectures.Model, *, channels: int, classes: int) -> nn.Module:
@@ -30,13 +35,23 @@ def build(model: architectures.Model, *, channels: int, classes: int) -> nn.Modu
         case architectures.CNN():
             return CNN(channels, classes, model.width)
         case architectures.ResNet():
-            return ResNet(channels, classes, model.width)
+            return ResNet(channels, classes, model.depth, model.width, model.normalisation)
         case architectures.PreActResNet():
             return PreActResNet(channels, classes, model.width, model.normalisation)
         case architectures.WideResNet():
             return WideResNet(channels, classes, model.depth, model.width, model.normalisation)
         case architectures.SwishWideResNet():
             return SwishWideResNet(channels, classes, model.depth, model.width, model.normalisation)
+        case architectures.ThinResNet():
+            return ThinResNet(channels, classes, model.depth, model.width, model.normalisation)
+        case architectures.VGG():
+            return VGG(channels, classes, model.depth, model.normalisation)
+        case architectures.MobileNetV2():
+            return MobileNetV2(channels, classes, model.normalisation)
+        case architectures.ShuffleNetV1():
+            return ShuffleNetV1(channels, classes, model.normalisation)
+        case architectures.ShuffleNetV2():
+            return ShuffleNetV2(channels, classes, model.normalisation)
         case architectures.TimmModel():
             return TimmNetwork(model.name, channels, classes, model.image_size, model.normalisation)
         case _:

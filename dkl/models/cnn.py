@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, relu
 
 from dkl.models import layers
+from dkl.models.taps import Norm, Taps, norm_of
 
 
 class CNN(nn.Module):
@@ -25,3 +26,14 @@ class CNN(nn.Module):
         out = relu(self.bn1(self.conv1(x_BCHW)))
         out = relu(self.bn2(self.conv2(out)))
         return self.linear(adaptive_avg_pool2d(out, 4).flatten(1))
+
+    def tapped(self, x_BCHW: Tensor) -> Taps:
+        layers.require_side(x_BCHW, 7, "CNN")
+        stem = relu(self.bn1(self.conv1(x_BCHW)))
+        preact = self.bn2(self.conv2(stem))
+        out = relu(preact)
+        pooled_BW = adaptive_avg_pool2d(out, 4).flatten(1)
+        return Taps(self.linear(pooled_BW), (stem, out), (preact,), pooled_BW)
+
+    def last_norms(self) -> tuple[Norm, ...]:
+        return (norm_of(self.bn2),)

@@ -31,9 +31,22 @@ def stage(block: Block, channels_in: int, channels_out: int, stride: int, blocks
 
 def start_wide(network: nn.Module, head: nn.Linear) -> None:
     """Convolutions of `network` start from N(0, 2 / (kernel area * channels out)), the biases of `head` from 0."""
+    start_convolutions(network)
+    nn.init.zeros_(head.bias)
+
+
+def start_convolutions(network: nn.Module) -> None:
+    """Convolutions of `network` start from N(0, 2 / (kernel area * channels out)), their biases from 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def start_small(head: nn.Linear) -> None:
+    """Weights of `head` start from N(0, 0.01^2), its biases from 0."""
+    nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
 
 

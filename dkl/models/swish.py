@@ -8,6 +8,7 @@ from torch.nn.functional import pad, silu
 
 from dkl.documents import Normalisation
 from dkl.models import layers
+from dkl.models.taps import Norm, Taps, norm_of, through_activated_first
 
 _MOMENTUM = 0.01
 """Of the batch norms: one hundredth of a batch's statistics joins the running ones."""
@@ -28,7 +29,13 @@ class _Block(nn.Module):
         self.shortcut = None if channels_in == channels_out else layers.conv1x1(channels_in, channels_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = silu(self.batchnorm_0(x))
+        return self.after_norm(x, self.batchnorm_0(x))
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.batchnorm_0(x)
+
+    def after_norm(self, x: Tensor, normed: Tensor) -> Tensor:
+        out = silu(normed)
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.conv_0(_padded(out) if self.strided else out)
         return shortcut + self.conv_1(silu(self.batchnorm_1(out)))
@@ -73,6 +80,20 @@ class SwishWideResNet(nn.Module):
         layers.start_wide(self, self.logits)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        layers.require_side(x_BCHW, 4, "SwishWideResNet")
-        out = self.layer(self.init_conv(self.normalise(x_BCHW)))
+        out = self.layer(self._stem(x_BCHW))
         return self.logits(silu(self.batchnorm(out)).mean((2, 3)))
+
+    def _stem(self, x_BCHW: Tensor) -> Tensor:
+        layers.require_side(x_BCHW, 4, "SwishWideResNet")
+        return self.init_conv(self.normalise(x_BCHW))
+
+    def tapped(self, x_BCHW: Tensor) -> Taps:
+        stem = self._stem(x_BCHW)
+        out, maps, preacts = through_activated_first(stem, [stage.block for stage in self.layer])
+        last = self.batchnorm(out)
+        pooled_BW = silu(last).mean((2, 3))
+        return Taps(self.logits(pooled_BW), (stem, *maps), (*preacts, last), pooled_BW)
+
+    def last_norms(self) -> tuple[Norm, ...]:
+        firsts = [stage.block[0].batchnorm_0 for stage in self.layer[1:]]
+        return tuple(norm_of(norm) for norm in (*firsts, self.batchnorm))

@@ -39,9 +39,13 @@ class TimmNetwork(nn.Module):
         """Of the images in pixels, where it has to be known."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.model(self.prepared(x_BCHW))
+
+    def prepared(self, x_BCHW: Tensor) -> Tensor:
+        """What timm's network sees."""
         if self.side is not None:
             _require_square(x_BCHW, self.side, self.name)
-        return self.model(self.normalise(x_BCHW))
+        return self.normalise(x_BCHW)
 
 
 def _timm() -> types.ModuleType:

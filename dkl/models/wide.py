@@ -10,6 +10,7 @@ from torch.nn.functional import relu
 
 from dkl.documents import Normalisation
 from dkl.models import layers
+from dkl.models.taps import Norm, Taps, norm_of, through_activated_first
 
 
 class _Block(nn.Module):
@@ -26,7 +27,13 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = relu(self.bn1(x), inplace=True)
+        return self.after_norm(x, self.bn1(x), inplace=True)
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.bn1(x)
+
+    def after_norm(self, x: Tensor, normed: Tensor, *, inplace: bool = False) -> Tensor:
+        out = relu(normed, inplace=inplace)
         shortcut = x if self.convShortcut is None else self.convShortcut(out)
         return self.conv2(relu(self.bn2(self.conv1(out)), inplace=True)).add_(shortcut)
 
@@ -61,6 +68,20 @@ class WideResNet(nn.Module):
         layers.start_wide(self, self.fc)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        layers.require_side(x_BCHW, 4, "WideResNet")
-        out = self.block3(self.block2(self.block1(self.conv1(self.normalise(x_BCHW)))))
+        out = self.block3(self.block2(self.block1(self._stem(x_BCHW))))
         return self.fc(relu(self.bn1(out), inplace=True).mean((2, 3)))
+
+    def _stem(self, x_BCHW: Tensor) -> Tensor:
+        layers.require_side(x_BCHW, 4, "WideResNet")
+        return self.conv1(self.normalise(x_BCHW))
+
+    def tapped(self, x_BCHW: Tensor) -> Taps:
+        stem = self._stem(x_BCHW)
+        stages = [stage.layer for stage in (self.block1, self.block2, self.block3)]
+        out, maps, preacts = through_activated_first(stem, stages)
+        last = self.bn1(out)
+        pooled_BW = relu(last).mean((2, 3))
+        return Taps(self.fc(pooled_BW), (stem, *maps), (*preacts, last), pooled_BW)
+
+    def last_norms(self) -> tuple[Norm, ...]:
+        return tuple(norm_of(norm) for norm in (self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1))

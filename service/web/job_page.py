@@ -12,10 +12,11 @@ from dkl.protocols import AnyProtocol, CorruptionProtocol
 from service import jobs
 from service.access import Reader, Submitter
 from service.history import history_of, reruns
+from service.lineage import LEARNERS
 from service.measured import show_suite, why_unranked
 from service.moves import TERMINAL
 from service.outlook import asked, outlook
-from service.published import Comparison, compare, entry_of, judged_as_published
+from service.published import Comparison, compare, compare_accuracy, entry_of, judged_as_published
 from service.queue import ring
 from service.roster import roster
 from service.state import state_of
@@ -41,14 +42,15 @@ def job_page(job_id: str, request: Request, caller: Reader) -> Response:
         "job": job,
         "over": job.status in TERMINAL,
         "parent": parent,
-        "children": children,
+        "children": [child for child in children if child.kind != "distill"],
+        "students": [child for child in children if child.kind == "distill"],
         "mine": caller.may("submit") and caller.owns(job.key_id),
         "asked": asked(job),
         "outlook": outlook(db, job, roster(db, lease_seconds=state.settings.lease_seconds)),
         "grace_seconds": state.settings.grace_seconds,
         "reruns": reruns(db, job_id),
         "history": history_of(events),
-        "training": training_of(job, events) if job.kind == "train" else None,
+        "training": training_of(job, events) if job.kind in LEARNERS else None,
         "verdict": verdict,
         "curve": curve_of(verdict.points) if verdict else None,
         "corruptions": _corruptions(job, events) if job.kind == "corruptions" else None,
@@ -133,6 +135,8 @@ def _judges(job: Job) -> list[str]:
 
 def _published(job: Job, parent: Job | None, children: Sequence[Job]) -> Comparison | None:
     """The paper's numbers beside ours: of a training and its best-founded evaluation, or of an evaluation."""
+    if job.kind in LEARNERS and (found := compare_accuracy(job)):
+        return found
     if job.kind == "train":
         judged = [child for child in children if _says_autoattack(child) and judged_as_published(job, child)]
         return compare(job, max(judged, key=lambda child: (child.result or {})["images"], default=None))

@@ -358,7 +358,7 @@ BAD_JOBS = {
     "an unknown override": ({"name": "natural-digits", "overrides": {"a..b": 1}}, "a: is no field here"),
     "an unknown kind": (
         {"recipe": {"kind": "tune"}},
-        "kind must be 'train', 'import', 'evaluate', 'corruptions', found 'tune'",
+        "kind must be 'train', 'distill', 'import', 'evaluate', 'corruptions', found 'tune'",
     ),
     "an unknown dataset": ({"recipe": {**TRAINING, "dataset": "mnist"}}, "choose from digits, cifar10, cifar100"),
     "a path as a dataset": ({"recipe": {**TRAINING, "dataset": "npz:../../etc/passwd"}}, "unknown dataset"),
@@ -515,5 +515,5 @@ def test_bad_requests_get_a_sentence(client: TestClient, method: str, path: str,
 def test_openapi_keeps_the_recipes_discriminator(client: TestClient) -> None:
     schemas = client.get("/api/openapi.json").json()["components"]["schemas"]
     recipe = schemas["JobRequest"]["properties"]["recipe"]["anyOf"][0]
-    assert set(recipe["discriminator"]["mapping"]) == {"train", "import", "evaluate", "corruptions"}
+    assert set(recipe["discriminator"]["mapping"]) == {"train", "distill", "import", "evaluate", "corruptions"}
     assert schemas["ThreatModel"]["properties"]["eps"]["description"].startswith("Radius of the ball")

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
-from samples import EPOCH, JUDGED, TRAINED
+from samples import DISTILLED, EPOCH, JUDGED, TRAINED
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.python.asgi import get_client, shutdown_lifespans
@@ -77,11 +77,12 @@ def known(service: tuple[FastAPI, Mapping[str, str]]) -> Mapping[str, list[str]]
     db: Engine = app.state.dkl.db
     training = _ended(db, "natural-digits", {}, TRAINED)
     evaluation = _ended(db, "autoattack-digits-linf", {"model.job": training}, JUDGED)
+    distillation = _ended(db, "kd-digits", {"teacher.job": training}, DISTILLED)
     canceled = jobs.create(db, resolve("ikl-at-digits", {})).id
     jobs.cancel(db, canceled, caller=COMMAND_LINE)
     spare = keys.KeyRequest(name="spare", scope="read")
     return {
-        "job_id": [training, evaluation, canceled],
+        "job_id": [training, evaluation, distillation, canceled],
         "name": ["ikl-at-digits"],
         "key_id": [keys.create(db, app.state.dkl.settings, spare, caller=COMMAND_LINE)[0].id],
     }

@@ -1,4 +1,7 @@
-"""The catalogue: every row of the tables is there under its name, with the settings and numbers in print."""
+"""The catalogue: every row of the tables is there under its name, with the settings and numbers in print.
+
+What is about distillation is in test_distillation_catalog.py.
+"""
 
 import json
 from collections import Counter
@@ -6,26 +9,31 @@ from pathlib import Path
 
 import pytest
 
-from dkl.architectures import show_model
+from dkl.architectures import CNN, show_model
 from dkl.catalog import RECIPES, resolve
 from dkl.catalog.digits import DIGITS
+from dkl.catalog.distillation import DISTILLATION
 from dkl.catalog.dkl_papers import DKL_PAPERS
 from dkl.catalog.entries import Named, Published
 from dkl.catalog.generated import GENERATED
 from dkl.catalog.judges import JUDGES
+from dkl.catalog.long_tailed import LONG_TAILED
 from dkl.catalog.perturbed import PERTURBED
 from dkl.catalog.rivals import RIVALS
+from dkl.catalog.robust_distillation import ROBUST_DISTILLATION
 from dkl.objectives import GKL, IKL, MART, PGDAT, TRADES, Natural
 from dkl.protocols import AnyProtocol, Evaluate, EvaluateCorruptions
 from dkl.recipes import StepEMA, Train, fingerprint
 from dkl.schedules import learning_rate
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "published_at.json").read_text())
-TRAINED = {name: entry.recipe for name, entry in RECIPES.items() if isinstance(entry.recipe, Train)}
+DEFENCES = {**DIGITS, **DKL_PAPERS, **GENERATED, **RIVALS, **PERTURBED}
+TRAINED = {name: entry.recipe for name, entry in DEFENCES.items() if isinstance(entry.recipe, Train)}
 
 
 def test_no_family_hides_an_entry_of_another() -> None:
-    families = (DIGITS, DKL_PAPERS, GENERATED, RIVALS, PERTURBED, JUDGES)
+    defences = (DIGITS, DKL_PAPERS, GENERATED, RIVALS, PERTURBED)
+    families = (*defences, DISTILLATION, LONG_TAILED, ROBUST_DISTILLATION, JUDGES)
     assert sum(map(len, families)) == len(RECIPES)
 
 
@@ -52,14 +60,14 @@ def method(recipe: Train) -> str:
             return "trades"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*TRAINED, *JUDGES])
 def test_every_named_recipe_is_valid_and_named_after_what_it_is(name: str) -> None:
     entry = RECIPES[name]
     recipe = resolve(name, {"model.job": "0" * 12} if isinstance(entry.recipe, AnyProtocol) else {})
     assert entry.about.endswith(".")
     match recipe:
         case Train(dataset="digits"):
-            assert name == f"{method(recipe)}-digits"
+            assert name == f"{method(recipe)}-digits{'' if recipe.model == CNN() else '-cnn-8'}"
         case Train():
             norm = "-l2" if recipe.threat and recipe.threat.norm == "L2" else ""
             model = show_model(recipe.model).lower().removesuffix("-silu").replace("preactresnet", "preact-resnet")
@@ -110,7 +118,7 @@ def golden_key(row: dict[str, object]) -> tuple[object, ...]:
 
 
 def numbers(entry: Named) -> list[Published]:
-    return [*([entry.published] if entry.published else []), *entry.also]
+    return [published for published in (entry.published, *entry.also) if isinstance(published, Published)]
 
 
 IN_PRINT = {key(recipe, published) for name, recipe in TRAINED.items() for published in numbers(RECIPES[name])}
@@ -170,7 +178,7 @@ def test_a_radius_of_judging_is_told_where_it_is_not_that_of_training() -> None:
 )
 def test_the_main_tables(name: str, clean: float, robust: float) -> None:
     published = RECIPES[name].published
-    assert published is not None
+    assert isinstance(published, Published)
     assert published.clean_accuracy == pytest.approx(clean / 100)
     assert published.robust_accuracy == pytest.approx(robust / 100)
 

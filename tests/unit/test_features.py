@@ -5,7 +5,7 @@ import torch
 from golden_kd import assert_golden, entry, inputs, names, stages, tensor
 
 from dkl.features.attention import attention_transfer
-from dkl.features.contrastive import Contrast, contrast
+from dkl.features.contrastive import Contrast, Negatives, contrast
 from dkl.features.overhaul import Connectors, margin_distance, margin_from_batch_norm
 from dkl.features.review import Fusion, Review, hierarchical_context
 
@@ -142,8 +142,9 @@ def test_the_memory_is_the_references(name: str) -> None:
     if "Z_student" in hyper:
         memory.partition_2 = torch.tensor([hyper["Z_student"], hyper["Z_teacher"]], dtype=torch.float64)
     s, t, index, candidates = inputs(e, "v_student", "v_teacher", "index", "contrast_index")
-    loss = memory.compare(s, t, index, candidates)
+    loss = memory.compare(s, t, candidates)
     assert_golden(e, loss, {"v_student": s, "v_teacher": t})
+    memory.remember(s, t, index)
     expected = e["outputs"]
     if "Z_student" in expected:
         close(memory.partition_2, tensor([expected["Z_student"], expected["Z_teacher"]]), rtol=1e-10, atol=0)
@@ -156,6 +157,28 @@ def test_the_memory_survives_a_checkpoint() -> None:
     memory, other = (Contrast(5, 6, 20, width=4, generator=source) for _ in range(2))
     index, candidates = torch.tensor([3, 4]), torch.tensor([[3, 1, 2], [4, 0, 9]])
     features = torch.rand(2, 5, generator=source), torch.rand(2, 6, generator=source)
-    memory(*features, index, candidates)
+
+    def learn(contrast: Contrast) -> torch.Tensor:
+        embedded = contrast.embed(*features)
+        loss = contrast.compare(*embedded, candidates)
+        contrast.remember(*embedded, index)
+        return loss
+
+    learn(memory)
     other.load_state_dict(memory.state_dict())
-    close(other(*features, index, candidates), memory(*features, index, candidates), rtol=0, atol=0)
+    for _ in range(2):
+        close(learn(other), learn(memory), rtol=0, atol=0)
+
+
+def test_negatives_are_of_other_classes_and_all_equally_often() -> None:
+    labels = torch.tensor([2, 0, 1, 0, 0, 2])
+    drawn = Negatives(labels).draw(labels, 20_000, torch.Generator().manual_seed(0))
+    for label, places in zip(labels, drawn, strict=True):
+        found, counts = places.unique(return_counts=True)
+        assert found.tolist() == (labels != label).nonzero()[:, 0].tolist()
+        close(counts / 20_000, torch.full((len(found),), 1 / len(found)), rtol=0.05, atol=0)
+
+
+def test_negatives_need_a_second_class() -> None:
+    with pytest.raises(ValueError, match="all 3 training images are of one class"):
+        Negatives(torch.tensor([1, 1, 1]))

@@ -222,6 +222,9 @@ def test_an_epoch_shows_every_picture_once(data_dir: Path) -> None:
     expected = {judged(path).tobytes(): CLASSES.index(path.parent.name) for path in root.glob("*/*")}
     shown = (x * 255).round().byte().permute(0, 2, 3, 1).numpy()
     assert {image.tobytes(): int(label) for image, label in zip(shown, y, strict=True)} == expected
+    positions = torch.cat([data.batches.positions(1, index) for index in range(3)])
+    assert data.labels[positions.numpy()].tolist() == y.tolist()
+    assert sorted(positions.tolist()) == list(range(12))
 
 
 def test_a_training_picture_is_cut_out_scaled_and_mirrored_as_torchvision_does(data_dir: Path) -> None:

@@ -216,6 +216,9 @@ def levels(data: TrainingData, epoch: int) -> list[list[int]]:
         level = (x[:, 0, 0, 0] * 255).round().long()
         assert torch.equal(x, (level[:, None, None, None].float() / 255).expand_as(x))
         assert torch.equal(y, torch.where(level < 100, level, level - 100 + 14))
+        positions = data.batches.positions(epoch, index)
+        assert torch.equal(positions < 0, level >= 100)
+        assert data.labels[positions[positions >= 0].numpy()].tolist() == y[level < 100].tolist()
         batches.append(level.tolist())
     return batches
 

@@ -1,4 +1,4 @@
-"""Architectures: published sizes and parameter names, logits of RobustBench's code, others' checkpoints; modes."""
+"""Architectures: published sizes and parameter names, logits of published code, others' checkpoints; modes."""
 
 import importlib.util
 import json
@@ -11,15 +11,42 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from dkl import architectures
-from dkl.architectures import CNN, PreActResNet, ResNet, SwishWideResNet, TimmModel, WideResNet, show_model
+from dkl.architectures import (
+    CNN,
+    VGG,
+    MobileNetV2,
+    PreActResNet,
+    ResNet,
+    ShuffleNetV1,
+    ShuffleNetV2,
+    SwishWideResNet,
+    ThinResNet,
+    TimmModel,
+    WideResNet,
+    show_model,
+)
 from dkl.documents import Normalisation
-from dkl.models import batch_mode, build, eval_mode, first_update
+from dkl.foreign import convert
+from dkl.models import batch_mode, build, eval_mode, first_update, tapped
+from dkl.weights import load_checkpoint
 
 GREY = Normalisation(mean=(0.4,), std=(0.2,))
 CIFAR10 = Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616))
 CIFAR100 = Normalisation(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
 SWISH = SwishWideResNet(depth=10, width=1, normalisation=CIFAR10)
-SMALL = [CNN(width=4), ResNet(width=4), PreActResNet(width=4), WideResNet(depth=10, width=1), SWISH]
+SMALL = [
+    CNN(width=4),
+    ResNet(width=4),
+    ResNet(depth=50, width=4),
+    PreActResNet(width=4),
+    WideResNet(depth=10, width=1),
+    SWISH,
+    ThinResNet(depth=8),
+    VGG(depth=8),
+    MobileNetV2(),
+    ShuffleNetV1(),
+    ShuffleNetV2(),
+]
 
 
 def parameters(model: architectures.Model, classes: int) -> int:
@@ -38,6 +65,23 @@ def parameters(model: architectures.Model, classes: int) -> int:
         (ResNet(), 10, 11_173_962),
         (PreActResNet(), 10, 11_172_170),  # 11,171,146 without the last batch norm
         (TimmModel(name="resnet50"), 1000, 25_557_032),
+        # Distillation papers print these in millions.
+        (ThinResNet(depth=20), 100, 278_324),
+        (ThinResNet(depth=32), 100, 472_756),
+        (ThinResNet(depth=56), 100, 861_620),
+        (ThinResNet(depth=110), 100, 1_736_564),
+        (ThinResNet(depth=8, width=4), 100, 1_233_540),
+        (ThinResNet(depth=32, width=4), 100, 7_433_860),
+        (WideResNet(depth=16, width=2), 100, 703_284),
+        (WideResNet(depth=40, width=1), 100, 569_780),
+        (WideResNet(depth=40, width=2), 100, 2_255_156),
+        (VGG(depth=8), 100, 3_965_028),
+        (VGG(depth=13), 100, 9_462_180),
+        (MobileNetV2(), 100, 812_836),
+        (ShuffleNetV1(), 100, 949_258),
+        (ShuffleNetV2(), 100, 1_355_528),
+        (ResNet(depth=50), 100, 23_705_252),
+        (TimmModel(name="mobilenetv1_100"), 1000, 4_231_976),
     ],
     ids=lambda value: show_model(value) if isinstance(value, architectures.Document) else str(value),
 )
@@ -66,7 +110,35 @@ def test_an_image_that_is_too_small_is_refused(model):
         build(model, channels=3, classes=7)(torch.rand(2, 3, 3, 16))
 
 
-# --- against RobustBench's code ---------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (ResNet(), "ResNet-18"),
+        (ResNet(depth=50), "ResNet-50"),
+        (ThinResNet(depth=20), "resnet20"),
+        (ThinResNet(depth=8, width=4), "resnet8x4"),
+        (VGG(depth=8), "vgg8"),
+        (MobileNetV2(), "MobileNetV2"),
+        (ShuffleNetV1(), "ShuffleV1"),
+        (ShuffleNetV2(), "ShuffleV2"),
+    ],
+)
+def test_names_as_papers_print_them(model, name):
+    assert show_model(model) == name
+
+
+def test_a_depth_between_is_refused():
+    with pytest.raises(ValueError, match=r"depth must be 6n \+ 2 .*, found 18; take 14"):
+        ThinResNet(depth=18)
+
+
+def test_a_resnet_without_normalisation_is_written_as_ever():
+    assert ResNet().model_dump(mode="json") == {"kind": "resnet", "depth": 18, "width": 64}
+    normalised = ResNet(depth=50, normalisation=CIFAR100)
+    assert ResNet(**normalised.model_dump(mode="json")) == normalised
+
+
+# --- against published code -------------------------------------------------------------------------------
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "models.json").read_text())["networks"]
 OURS = {
@@ -75,6 +147,13 @@ OURS = {
     "swish-wide-resnet-16-1-cifar100": (SwishWideResNet(depth=16, width=1, normalisation=CIFAR100), 7),
     "resnet-18": (ResNet(), 10),
     "preact-resnet-18": (PreActResNet(), 10),
+    "resnet8x4": (ThinResNet(depth=8, width=4), 7),
+    "vgg8": (VGG(depth=8), 7),
+    "MobileNetV2": (MobileNetV2(), 7),
+    "ShuffleV1": (ShuffleNetV1(), 7),
+    "ShuffleV2": (ShuffleNetV2(), 7),
+    "ResNet50": (ResNet(depth=50), 7),
+    "wrn_16_2": (WideResNet(depth=16, width=2), 7),
 }
 
 
@@ -105,7 +184,7 @@ def filled(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_logits_of_robustbench(name):
+def test_logits_of_published_code(name):
     model, classes = OURS[name]
     network = filled(build(model, channels=3, classes=classes))
     x = 0.5 + 0.5 * waves((2, 3, 32, 32), 0.11)
@@ -113,6 +192,18 @@ def test_logits_of_robustbench(name):
         for mode, logits in (("eval", network.eval()(x)), ("train", network.train()(x))):
             expected = torch.tensor(GOLDEN[name][f"{mode}_logits"], dtype=torch.float64)
             torch.testing.assert_close(logits, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN if "taps" in GOLDEN[name]])
+def test_features_of_published_code(name):
+    model, classes = OURS[name]
+    network, expected = filled(build(model, channels=3, classes=classes)), GOLDEN[name]["taps"]
+    with torch.no_grad():
+        taps = tapped(network.train(), 0.5 + 0.5 * waves((2, 3, 32, 32), 0.11))
+    found = {"maps": taps.maps, "preacts": taps.preacts, "pooled": [taps.pooled_BW]}
+    for stem, maps in found.items():
+        means = torch.stack([values.square().mean() for values in maps])
+        torch.testing.assert_close(means, torch.tensor(expected[stem]).double().view(-1), rtol=1e-6, atol=0)
 
 
 def test_wide_resnet_has_the_names_of_trades_and_robustbench():
@@ -329,3 +420,15 @@ def test_a_published_resnet_18_loads_and_agrees_with_its_own_code():
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_as_repdistiller_saves_it_becomes_ours(tmp_path):
+    model = ThinResNet(depth=8, width=4, normalisation=CIFAR100)
+    network = filled(build(model, channels=3, classes=100)).float()
+    torch.save({"epoch": 240, "model": network.state_dict(), "best_acc": 72.5}, tmp_path / "resnet8x4_best.pth")
+    target = tmp_path / "model.safetensors"
+    converted = convert(tmp_path / "resnet8x4_best.pth", target, architecture=model, dataset="cifar100")
+    loaded = load_checkpoint(target)
+    assert (converted.notes, loaded.classes, loaded.architecture) == ((), 100, "resnet8x4")
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(loaded.model(x), network.eval()(x))

@@ -168,7 +168,7 @@ def test_every_fault_is_named_at_once() -> None:
         ("ikl-at-digits", {"optimizer.schedule": {"kind": "steps", "epochs": []}}, "optimizer.schedule.epochs",
             "at least 1 item"),
         ("ikl-at-digits", {"optimizer.schedule.kind": "linear"}, "optimizer.schedule",
-            "kind must be 'cosine', 'steps', 'one-cycle', found 'linear'"),
+            "kind must be 'cosine', 'warmup-cosine', 'steps', 'one-cycle', found 'linear'"),
         ("ikl-at-digits", {"averaging": {"kind": "step-ema", "decay": 1}}, "averaging.decay", "less than 1"),
         ("ikl-at-digits", {"precision": "float16"}, "precision", "must be 'float32' or 'bfloat16'"),
         ("ikl-at-digits", {"processes": 0}, "processes", "greater than or equal to 1"),

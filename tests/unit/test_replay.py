@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samples import JUDGED, TRAIN, TRAINED
+from samples import DISTILLED, JUDGED, TRAIN, TRAINED
 from witness import evidence
 
 from dkl.evidence import EvidenceError
@@ -36,7 +36,7 @@ def printed(report: Report, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("finished", [TRAINED, JUDGED])
+@pytest.mark.parametrize("finished", [TRAINED, DISTILLED, JUDGED])
 def test_the_same_result_is_identical_whenever_it_was_made(
     finished: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,6 +52,14 @@ def test_another_accuracy_differs(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(report, capsys)
     assert "differs: robust_accuracy, class_robust_accuracy[0]" in out
     assert "evidence_sha256" in out
+
+
+def test_of_a_distillation_the_time_of_an_iteration_is_not_compared_and_the_student_is() -> None:
+    assert pair(DISTILLED, seconds_per_iteration=7.0).verdict == "identical"
+    other = pair(DISTILLED, checkpoint_sha256="c" * 64)
+    assert (other.verdict, other.same) == ("same numbers", False)
+    assert pair(DISTILLED, class_accuracy=[0.8]).verdict == "differs"
+    assert pair(DISTILLED, teacher_sha256="c" * 64).verdict == "differs"
 
 
 def test_a_model_that_is_not_the_one_that_was_judged_differs() -> None:

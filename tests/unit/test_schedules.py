@@ -3,10 +3,11 @@
 import pytest
 import torch
 from golden import entry
+from golden_kd import entry as kd_entry
 
 from dkl.documents import ThreatModel
 from dkl.objectives import PGD
-from dkl.recipes import SGD, Cosine, OneCycle, Steps
+from dkl.recipes import SGD, Cosine, OneCycle, Steps, WarmCosine
 from dkl.schedules import learning_rate, momentum, radius
 
 ROWS = {row["script"]: row for row in entry("pub-schedules")["rows"]}
@@ -42,6 +43,30 @@ def test_steps_divide_by_ten_from_their_epoch_on():
     lrs = [learning_rate(optimizer, epoch, 100) for epoch in (1, 74, 75, 89, 90, 100)]
     assert lrs == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert momentum(optimizer, 75, 100) == 0.9
+
+
+def test_golden_steps_of_distillation():
+    """The reference divides after the epochs that it names."""
+    e = kd_entry("schedule/cifar100_step")
+    optimizer = SGD(lr=e["hyper"]["LR"], schedule=Steps(epochs=tuple(stage + 1 for stage in e["hyper"]["stages"])))
+    lrs = [learning_rate(optimizer, epoch, 240) for epoch in e["inputs"]["epochs_1based"]]
+    assert lrs == pytest.approx(e["outputs"]["lr"], rel=1e-12)
+
+
+def test_golden_warm_up_and_cosine():
+    e = kd_entry("schedule/imagenet_lt_cosine")
+    hyper = e["hyper"]
+    optimizer = SGD(lr=hyper["LR"], schedule=WarmCosine(warmup=hyper["warmup_epochs"]))
+    lrs = [learning_rate(optimizer, epoch + 1, hyper["epochs"]) for epoch in e["inputs"]["epochs_0based"]]
+    assert lrs == pytest.approx(e["outputs"]["lr"], rel=1e-12)
+    assert momentum(optimizer, 1, hyper["epochs"]) == optimizer.momentum
+
+
+@pytest.mark.parametrize(("epochs", "shares"), [(1, [0.5]), (2, [0.5, 1]), (3, [0.5, 1, 0.5])])
+def test_a_short_run_warms_up_first(epochs, shares):
+    optimizer = SGD(lr=0.2, schedule=WarmCosine(warmup=2))
+    lrs = [learning_rate(optimizer, epoch, epochs) for epoch in range(1, epochs + 1)]
+    assert lrs == pytest.approx([0.2 * share for share in shares])
 
 
 @pytest.mark.parametrize("epochs", [100, 1600, 2400])

@@ -284,7 +284,7 @@ def test_calls_are_counted():
 def test_the_users_model_stays_as_it_was(build_model, precision):
     model = build_model()
     model.train(False)
-    next(iter(model.children())).weight.requires_grad_(False)
+    next(model.parameters()).requires_grad_(False)
     state = copy.deepcopy(model.state_dict())
     flags = [(name, p.requires_grad, p.grad, p.stride()) for name, p in model.named_parameters()]
     modes = [module.training for module in model.modules()]

@@ -1,7 +1,7 @@
 """What a terminal says about the end of a job."""
 
 import pytest
-from samples import BATCH, EPOCH, JUDGED, TRAINED
+from samples import BATCH, DISTILLED, EPOCH, JUDGED, TRAINED
 
 from dkl.catalog import RECIPES
 from dkl.events import Adjusted, EvaluateResult, Finished
@@ -142,6 +142,21 @@ def test_a_training_ends_with_what_was_kept_and_what_papers_say(capsys: pytest.C
     plain = printed([TRAINED], capsys, title="natural-digits")
     assert "weights of epoch" not in plain  # the last one, as ever
     assert "published" not in plain
+
+
+def test_a_distillation_ends_with_what_it_took_and_what_papers_say(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed([DISTILLED], capsys, title="kd-cifar100-resnet56-resnet20")
+    assert "distilled: 90.0% clean, 3 s" in out
+    assert "teacher CNN-32: 95.00%; 12.5 ms per iteration\n" in out
+    assert "accuracy: published 70.66%, here 90.00% (+19.34)" in out
+    assert "AutoAttack" not in out
+
+
+def test_a_distillation_of_long_tailed_data_tells_its_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    groups = {"many_accuracy": 0.9, "few_accuracy": 0.25, "extra_parameters": 86912}
+    out = said(Finished(result=DISTILLED.result.model_copy(update=groups)), capsys)
+    assert "86,912 parameters learnt beside the student" in out
+    assert "classes with many, medium or few training images: many 90.00%, few 25.00%" in out
 
 
 def test_events_of_an_older_service_are_drawn_too(capsys: pytest.CaptureFixture[str]) -> None:
