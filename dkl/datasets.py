@@ -256,12 +256,18 @@ def is_folder(name: str) -> bool:
     return _FOLDER.fullmatch(name) is not None
 
 
+_ELSEWHERE = {"imagenet": "ImageNet", "svhn": "SVHN", "tinyimagenet": "Tiny ImageNet"}
+"""Titles of data sets that others report results on; here they are folders or files of one's own."""
+
+
 def show_name(name: str) -> str:
     """The title that tables print: "CIFAR-10", "imagenet, 224 x 224"."""
     if match := _FOLDER.fullmatch(name):
         side = match[2] or _SIDE
         return f"{match[1]}, {side} x {side}"
-    return DATASETS[name].title if name in DATASETS else name.removeprefix("npz:")
+    if name in DATASETS:
+        return DATASETS[name].title
+    return _ELSEWHERE.get(name) or name.removeprefix("npz:")
 
 
 def load(name: str, split: Split, data_dir: Path) -> Arrays:
