@@ -9,6 +9,7 @@ COPY dkl dkl
 COPY service service
 COPY workers workers
 COPY migrations migrations
+COPY docs docs
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 # What both have in common: nobody is root, nothing is written outside of /data and /tmp, no byte code at run time.

@@ -42,4 +42,6 @@ clean:
 
 .venv/installed-dev: pyproject.toml .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[engine,dev]'
+	# Its requirements pin old versions of packages that the tests of what we exchange with it do not need.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps robustbench==1.1.1
 	touch $@

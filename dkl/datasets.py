@@ -360,13 +360,17 @@ def is_folder(name: str) -> bool:
     return any(form.fullmatch(name) for form in (_FOLDER, _IMAGENET_LT))
 
 
+_ELSEWHERE = {"imagenet": "ImageNet", "svhn": "SVHN", "tinyimagenet": "Tiny ImageNet"}
+"""Titles of data sets that others report results on; here they are folders or files of one's own."""
+
+
 def show_name(name: str) -> str:
     """The title that tables print: "CIFAR-10", "imagenet, 224 x 224", "CIFAR-100-LT, imbalance 100"."""
     if match := _FOLDER.fullmatch(name):
         side = match[2] or _SIDE
         return f"{match[1]}, {side} x {side}"
     known = known_dataset(name)
-    return known.title if known else name.removeprefix("npz:")
+    return known.title if known else _ELSEWHERE.get(name) or name.removeprefix("npz:")
 
 
 def load(name: str, split: Split, data_dir: Path) -> Arrays:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dkl.flags import Flags
+
 
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -310,6 +312,8 @@ class EvaluateResult(BaseModel):
     """What the model does to pixels in [0, 1] first; "none" where it takes them as they are."""
     evidence_sha256: str
     """The file `evidence.safetensors`: per image what broke it, and the adversarial images."""
+    flags: Flags | None = None
+    """Per image, whether it stood; absent in results of an older version."""
     provenance: Provenance
     seconds: float
 

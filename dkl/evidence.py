@@ -3,12 +3,16 @@
 The file is safetensors: nothing is unpickled, equal evidence gives equal bytes, and a file cannot make its reader
 allocate more than a few times its own size. What a file claims is proved by `dkl.reverify`, which asks the model.
 
-Legend: N images of the evaluation, E radii, M images with a stored adversarial image, C channels, H, W pixels.
+Format 2 adds to format 1 which classes were predicted, and some clean images to look at. Both are read.
+
+Legend: N images of the evaluation, E radii, M images with a stored adversarial image, G images with their clean
+picture stored, C channels, H, W pixels.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -63,7 +67,7 @@ class Question(BaseModel):
 class About(Document):
     """The metadata: whose verdicts these are, on which images, by what means."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     recipe: dict[str, JsonValue]
     """The evaluation as it was asked for, in full."""
     fingerprint: Sha256
@@ -105,6 +109,21 @@ def data_sha256(arrays: Arrays, images: NDArray[np.int64]) -> str:
     return digest.hexdigest()
 
 
+CLEAN_PICTURES = 256
+CLEAN_BYTES = 16 * 2**20
+
+
+def pictured(data_sha256: str, count: int, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Which of `count` images of the given shape have their clean picture stored, (G,), ascending.
+
+    At most CLEAN_PICTURES of them and CLEAN_BYTES, in an order that is random and follows from the data alone: two
+    evaluations on the same images hold the same pictures.
+    """
+    numbers = np.random.SeedSequence(int(data_sha256, 16)).generate_state(count, np.uint64)
+    kept = min(CLEAN_PICTURES, CLEAN_BYTES // prod(shape))
+    return np.sort(np.argsort(numbers, kind="stable")[:kept]).astype(np.int32)
+
+
 # --- what it holds ----------------------------------------------------------------------------------------
 
 
@@ -141,10 +160,24 @@ class Evidence:
     """(M32,): which of the N images those in `x32` belong to, ascending."""
     x32: NDArray[np.float32]
     """(M32, C, H, W): adversarial images that would not be adversarial, or not in the ball, in 255ths."""
+    predicted: NDArray[np.int32] | None = None
+    """(N,): the class predicted for the clean image; -1 where the logits were not finite. Like all that follows
+    absent in format 1."""
+    predicted_adv: NDArray[np.int32] | None = None
+    """(N,): the class predicted for the stored adversarial image; -1 where there is none."""
+    rows_clean: NDArray[np.int32] | None = None
+    """(G,): which of the N images those in `x_clean` are, as `pictured` says."""
+    x_clean: NDArray[np.uint8] | None = None
+    """(G, C, H, W): clean images in 255ths, as the data set has them."""
 
     def standing(self, radius: int) -> NDArray[np.bool_]:
         """(N,): classified correctly, and not broken at any radius up to the one with this index."""
         return standing_at(radius, self.clean_correct, self.broken_at)
+
+    def in_format_1(self) -> "Evidence":
+        """The same without predictions and clean images."""
+        about = self.about.model_copy(update={"format": 1})
+        return replace(self, about=about, predicted=None, predicted_adv=None, rows_clean=None, x_clean=None)
 
 
 def standing_at(radius: int, clean_correct: NDArray[np.bool_], broken_at: NDArray[np.int8]) -> NDArray[np.bool_]:
@@ -154,7 +187,7 @@ def standing_at(radius: int, clean_correct: NDArray[np.bool_], broken_at: NDArra
 
 # --- the file ---------------------------------------------------------------------------------------------
 
-_ARRAYS = {
+_FORMAT_1 = {
     "images": "I64",
     "labels": "I64",
     "clean_correct": "BOOL",
@@ -170,7 +203,9 @@ _ARRAYS = {
     "rows32": "I32",
     "x32": "F32",
 }
-"""The fields of Evidence that are arrays, each with safetensors' name of its dtype."""
+_SINCE_FORMAT_2 = {"predicted": "I32", "predicted_adv": "I32", "rows_clean": "I32", "x_clean": "U8"}
+_ARRAYS = {1: _FORMAT_1, 2: _FORMAT_1 | _SINCE_FORMAT_2}
+"""Per format the fields of Evidence that are arrays, each with safetensors' name of its dtype."""
 _DTYPES = {
     np.dtype(np.bool_): "BOOL",
     np.dtype(np.uint8): "U8",
@@ -189,8 +224,10 @@ def write_evidence(path: Path, evidence: Evidence) -> str:
 
     Equal evidence gives equal bytes, in every process. Raises EvidenceError for what `read_evidence` would refuse.
     """
-    arrays = {name: np.ascontiguousarray(getattr(evidence, name)) for name in _ARRAYS}
-    _require_layout({name: (_DTYPES.get(a.dtype, str(a.dtype)), a.shape) for name, a in arrays.items()})
+    fields = {name: getattr(evidence, name) for name in _ARRAYS[2]}
+    arrays = {name: np.ascontiguousarray(array) for name, array in fields.items() if array is not None}
+    found = {name: (_DTYPES.get(a.dtype, str(a.dtype)), a.shape) for name, a in arrays.items()}
+    _require_layout(found, evidence.about.format)
     _require_sense(evidence)
     arrays["margin"] = np.where(np.isnan(evidence.margin), np.float32(np.nan), evidence.margin)  # one NaN of many
     document = _canonical(evidence.about.model_dump(mode="json")).decode()
@@ -207,8 +244,9 @@ def read_evidence(path: Path) -> Evidence:
         with safetensors.safe_open(path, framework="numpy") as file:
             about = About.model_validate_json((file.metadata() or {})["dkl"])
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
-            _require_layout({name: (p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()})
-            evidence = Evidence(about, **{name: file.get_tensor(name) for name in _ARRAYS})
+            found = {name: (p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()}
+            _require_layout(found, about.format)
+            evidence = Evidence(about, **{name: file.get_tensor(name) for name in found})
         _require_sense(evidence)
     except safetensors.SafetensorError as error:
         raise EvidenceError(f"{path} is not a safetensors file: {error}") from error
@@ -230,11 +268,14 @@ def _first_fault(error: ValidationError) -> str:
     return f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}".removeprefix(": ")
 
 
-def _require_layout(found: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+def _require_layout(found: dict[str, tuple[str, tuple[int, ...]]], format_: int) -> None:
     """`found`: per array its dtype and shape, known before any of it is read."""
-    if found.keys() != _ARRAYS.keys():
-        missing, unexpected = sorted(_ARRAYS.keys() - found.keys()), sorted(found.keys() - _ARRAYS.keys())
-        raise EvidenceError(f"evidence has {len(_ARRAYS)} arrays; missing: {missing}, unexpected: {unexpected}")
+    arrays = _ARRAYS[format_]
+    if found.keys() != arrays.keys():
+        missing, unexpected = sorted(arrays.keys() - found.keys()), sorted(found.keys() - arrays.keys())
+        raise EvidenceError(
+            f"evidence of format {format_} has {len(arrays)} arrays; missing: {missing}, unexpected: {unexpected}"
+        )
     count, shape = found["images"][1][:1] or (0,), found["x8"][1][1:]
     if len(shape) != 3 or not all(1 <= side <= _LARGEST_SIDE for side in shape):
         raise EvidenceError(f"an image has channels, height and width of 1 to {_LARGEST_SIDE}, found {shape}")
@@ -246,7 +287,10 @@ def _require_layout(found: dict[str, tuple[str, tuple[int, ...]]]) -> None:
         "rows32": in_32_bits,
         "x32": (*in_32_bits, *shape),
     }
-    for name, dtype in _ARRAYS.items():
+    if "rows_clean" in arrays:
+        pictures = found["rows_clean"][1][:1] or (0,)
+        lengths |= {"rows_clean": pictures, "x_clean": (*pictures, *shape)}
+    for name, dtype in arrays.items():
         expected = (dtype, lengths.get(name, count))
         if found[name] != expected:
             raise EvidenceError("{} must be {} {}, found {} {}".format(name, *expected, *found[name]))
@@ -286,6 +330,27 @@ def _require_sense(evidence: Evidence) -> None:
             "an image falls to an attack with at least its radius": bool(
                 (broken & (stage_eps[e.stage] < e.radii[e.broken_at])).any()
             ),
+        }
+    )
+    if e.predicted is not None and e.predicted_adv is not None and e.rows_clean is not None:
+        _refuse_predictions(e, e.predicted, e.predicted_adv)
+        rows = pictured(e.about.data_sha256, count, e.x8.shape[1:])
+        _refuse({"rows_clean are those that the data name": not np.array_equal(e.rows_clean, rows)})
+
+
+def _refuse_predictions(e: Evidence, predicted: NDArray[np.int32], predicted_adv: NDArray[np.int32]) -> None:
+    broken, right = e.broken_at >= 0, predicted == e.labels
+    missed = (predicted_adv < 0) | (predicted_adv == e.labels)
+    _refuse(
+        {
+            "predicted must be at least -1": bool((predicted < -1).any()),
+            "an image is classified correctly where its label is predicted": not np.array_equal(
+                right, e.clean_correct
+            ),
+            "an adversarial image is predicted to be of another class than the label": bool(
+                (broken & missed).any()
+            ),
+            "an image that is not broken has no predicted_adv": bool((predicted_adv[~broken] != -1).any()),
         }
     )
 

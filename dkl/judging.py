@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dkl.attacks.reference import ENGINE as REFERENCE
 from dkl.attacks.search import Precision, native_16_bit
 from dkl.bench import Bench
 from dkl.datasets import Arrays
 from dkl.events import Adjusted, BatchDone, EvaluateResult, Progress
-from dkl.evidence import About, EvidenceStage, data_sha256, write_evidence
+from dkl.evidence import About, EvidenceStage, data_sha256, pictured, write_evidence
 from dkl.feasible import adaptations, choose, require_feasible
 from dkl.policies import Stage, planned, stages
 from dkl.protocols import Evaluate
@@ -98,7 +99,7 @@ class Evaluation:
         notes = adaptations(planned(self.recipe), self.loaded.classes)
         adjusted = {event.key: event.sentence for event in self.events if isinstance(event, Adjusted)}
         about = self._about()
-        shape = tuple(self.bench.images.shape[1:])
+        evidence = self._tally.evidence(about, *self._pictures())
         return summarise(
             self.recipe,
             self._tally,
@@ -112,7 +113,8 @@ class Evaluation:
             notes=(*self.loaded.notes, *notes, *self._tally.notes, *adjusted.values()),
             warnings=self._warnings,
             stopped_early=self._stopped_early,
-            evidence_sha256=write_evidence(workdir / "evidence.safetensors", self._tally.evidence(about, shape)),
+            evidence_sha256=write_evidence(workdir / "evidence.safetensors", evidence),
+            data_sha256=self._data_sha256,
             provenance=provenance(
                 self.recipe,
                 self.device,
@@ -171,6 +173,12 @@ class Evaluation:
         return self._stopped_early
 
     # --- the end ---
+
+    def _pictures(self) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """The clean images that the evidence holds: which, and (G, C, H, W)."""
+        images = self.bench.images
+        rows = pictured(self._data_sha256, len(images), tuple(images.shape[1:]))
+        return rows, images[torch.from_numpy(rows).to(images.device)].cpu().numpy()
 
     def _about(self) -> About:
         own = f"dkl-bench {version('dkl-bench')}"

@@ -3,6 +3,8 @@
 Legend: B batch, C channels, H, W pixels.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,12 +16,12 @@ from dkl.tally import Finding, Rows
 from dkl.verify import allowed, verify
 
 
-def of_clean_pass(rows: Rows, wrong_B: Tensor, shape: tuple[int, ...]) -> Finding:
-    """Which images are wrong before any attack; `shape` is an image's (C, H, W)."""
+def of_clean_pass(rows: Rows, predicted_B: Tensor, y_B: Tensor, shape: tuple[int, ...]) -> Finding:
+    """Which images are wrong before any attack; `shape` is an image's (C, H, W). See `dkl.verify.predict`."""
     nothing = np.full(len(rows), -1)
     return Finding(
         rows=rows,
-        broken=wrong_B.cpu().numpy(),
+        broken=(predicted_B != y_B).cpu().numpy(),
         restart=nothing.astype(np.int16),
         target=nothing.astype(np.int16),
         step=nothing.astype(np.int32),
@@ -28,6 +30,7 @@ def of_clean_pass(rows: Rows, wrong_B: Tensor, shape: tuple[int, ...]) -> Findin
         in_8_bits=np.zeros(len(rows), np.bool_),
         x8=np.zeros((0, *shape), np.uint8),
         x32=np.zeros((0, *shape), np.float32),
+        predicted=predicted_B.cpu().numpy().astype(np.int32),
     )
 
 
@@ -43,9 +46,11 @@ def of_attack(
 ) -> Finding:
     """What an attack on `x_BCHW`, which are 255ths, has achieved; so many images pass the model `at_once`."""
     broken_B, in_8_bits_B = outcome.broken, torch.zeros_like(outcome.broken)
-    x8_BCHW = torch.zeros_like(x_BCHW, dtype=torch.uint8)
+    x8_BCHW, predicted_B = torch.zeros_like(x_BCHW, dtype=torch.uint8), outcome.predicted.clone()
     for some in broken_B.nonzero().squeeze(1).split(at_once) if broken_B.any() else ():
-        in_8_bits_B[some], x8_BCHW[some] = pack(model, x_BCHW[some], outcome.x_adv[some], y_B[some], threat)
+        packed = pack(model, x_BCHW[some], outcome.x_adv[some], y_B[some], threat)
+        in_8_bits_B[some], x8_BCHW[some] = packed.storable, packed.rounded
+        predicted_B[some] = packed.predicted.where(packed.storable, predicted_B[some])
     return Finding(
         rows=rows,
         broken=broken_B.cpu().numpy(),
@@ -57,18 +62,26 @@ def of_attack(
         in_8_bits=in_8_bits_B.cpu().numpy(),
         x8=x8_BCHW[in_8_bits_B].cpu().numpy(),
         x32=outcome.x_adv[broken_B & ~in_8_bits_B].float().contiguous().cpu().numpy(),
+        predicted=predicted_B.cpu().numpy().astype(np.int32),
     )
 
 
-def pack(
-    model: nn.Module, x_BCHW: Tensor, x_adv_BCHW: Tensor, y_B: Tensor, threat: ThreatModel
-) -> tuple[Tensor, Tensor]:
-    """Which adversarial images may be stored in 255ths, bool (B,), and all of them so rounded, uint8 (B, C, H, W).
+class Packed(NamedTuple):
+    """Adversarial images in 255ths."""
 
-    May be: the rounded image, too, lies in the ball and is misclassified in float32. `x_BCHW` are 255ths already.
-    """
+    storable: Tensor
+    """bool (B,): whether the rounded image, too, lies in the ball and is misclassified in float32."""
+    rounded: Tensor
+    """uint8 (B, C, H, W)"""
+    predicted: Tensor
+    """int64 (B,): the classes of the rounded images, see `dkl.verify.predict`."""
+
+
+def pack(model: nn.Module, x_BCHW: Tensor, x_adv_BCHW: Tensor, y_B: Tensor, threat: ThreatModel) -> Packed:
+    """The adversarial images in 255ths, and which of them may be stored so. `x_BCHW` are 255ths already."""
     rounded_BCHW = _round(x_BCHW, x_adv_BCHW, threat)
-    return verify(model, x_BCHW, as_pixels(rounded_BCHW), y_B, threat).broken, rounded_BCHW
+    verdict = verify(model, x_BCHW, as_pixels(rounded_BCHW), y_B, threat)
+    return Packed(verdict.broken, rounded_BCHW, verdict.predicted)
 
 
 @torch.no_grad()

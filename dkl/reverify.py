@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from dkl.datasets import Arrays
 from dkl.documents import ThreatModel, show_pixels
 from dkl.events import Progress
 from dkl.evidence import Evidence, EvidenceError, data_sha256
-from dkl.verify import allowed, classify, verify
+from dkl.verify import allowed, predict, verify
 from dkl.weights import LoadedModel
 
 SENTENCES = 10
@@ -52,7 +53,8 @@ def verify_evidence(
 
     Every image that is said to be classified correctly is, and no other; every image that is said to be broken has
     one adversarial image, which is finite, in [0, 1], in the ball of the radius named, and misclassified with
-    finite logits. Distances and tolerance are those of `dkl.verify`, logits are IEEE float32: where an image lies
+    finite logits. Evidence of format 2 also names the classes that are predicted, and its clean pictures are the
+    data set's. Distances and tolerance are those of `dkl.verify`, logits are IEEE float32: where an image lies
     on the border by less than float32's rounding, other hardware or another batch size may decide otherwise.
 
     Raises EvidenceError where the evidence is about another checkpoint or other images. The model is moved to
@@ -103,6 +105,7 @@ class _Check:
         e = self.evidence
         self._compare_labels()
         self._count_images()
+        self._compare_pictures()
         correct = np.zeros(len(e.images), np.bool_)
         for rows in self._batches(np.arange(len(e.images))):
             correct[rows] = self._clean(rows)
@@ -146,15 +149,33 @@ class _Check:
             if not broken and stored[row]:
                 self._fault(row, "has an adversarial image and is not said to be broken")
 
+    def _compare_pictures(self) -> None:
+        rows, pictures = self.evidence.rows_clean, self.evidence.x_clean
+        if rows is None or pictures is None:
+            return
+        images = self.images[torch.from_numpy(rows.copy()).to(self.images.device)].cpu().numpy()
+        for row in rows[(images != pictures).any(axis=(1, 2, 3))]:
+            self._fault(row, "has a clean picture that is not the data set's image")
+
     def _clean(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        correct, finite = classify(self.loaded.model, as_pixels(self.images[rows]), self.labels[rows])
-        right = (correct & finite).cpu().numpy()
-        for row in rows[right != self.evidence.clean_correct[rows]]:
-            said, found = (
-                ("correctly", "wrongly") if self.evidence.clean_correct[row] else ("wrongly", "correctly")
-            )
-            self._fault(row, f"is said to be classified {said}, and is classified {found}")
+        said, predicted = self.evidence.clean_correct[rows], self.evidence.predicted
+        found = predict(self.loaded.model, as_pixels(self.images[rows]))
+        right: NDArray[np.bool_] = (found == self.labels[rows]).cpu().numpy()
+        for row, correctly in zip(rows[right != said], said[right != said], strict=True):
+            one, other = ("correctly", "wrongly") if correctly else ("wrongly", "correctly")
+            self._fault(row, f"is said to be classified {one}, and is classified {other}")
+        if predicted is not None:
+            self._compare_classes("is", rows[right == said], predicted, found.cpu().numpy()[right == said])
         return right
+
+    def _compare_classes(
+        self, what_is: str, rows: NDArray[np.int64], said: NDArray[np.int32], found: NDArray[np.int64]
+    ) -> None:
+        """`said` is about all images, `found` about `rows`."""
+        for row, of_model in zip(rows, found, strict=True):
+            if said[row] != of_model:
+                one, other = (f"class {k}" if k >= 0 else "no class" for k in (said[row], of_model))
+                self._fault(row, f"{what_is} said to be classified as {one}, and is classified as {other}")
 
     def _adversarial(self, rows: NDArray[np.int64], stored: NDArray[np.generic], eps: float) -> NDArray[np.bool_]:
         """Whether each of the `stored` images, (K, C, H, W), is adversarial within `eps`; (K,)."""
@@ -175,9 +196,13 @@ class _Check:
         for claim, holds in claims.items():
             for row in rows[~holds.cpu().numpy()]:
                 self._fault(row, f"has an adversarial image that {claim}")
-        return verdict.broken.cpu().numpy()
+        broken: NDArray[np.bool_] = verdict.broken.cpu().numpy()
+        if (predicted := self.evidence.predicted_adv) is not None:
+            found = verdict.predicted.cpu().numpy()[broken]
+            self._compare_classes("has an adversarial image that is", rows[broken], predicted, found)
+        return broken
 
-    def _fault(self, row: int | np.int64, sentence: str) -> None:
+    def _fault(self, row: int | np.integer[Any], sentence: str) -> None:
         self.faults.append((int(row), f"image {self.evidence.images[row]} {sentence}"))
 
     def _progress(self, phase: str, rows: NDArray[np.int64]) -> Progress:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from dkl.attacks.search import Precision
@@ -24,6 +25,8 @@ class _About(BaseModel):
     checkpoint: str
     event: BatchDone
     found_sha256: str
+    predicted_sha256: str | None = None
+    """Absent in files of an older version, which have no predictions."""
     precision: Precision | None = None
     device: str | None = None
     adjusted: tuple[Adjusted, ...] = ()
@@ -40,11 +43,12 @@ def write_judged(path: Path, judged: Judged, *, recipe: str, checkpoint: str) ->
         checkpoint=checkpoint,
         event=event,
         found_sha256=_sha256(found),
+        predicted_sha256=None if found.predicted is None else _sha256_of(found.predicted),
         precision=precision,
         device=device,
         adjusted=adjusted,
     )
-    arrays = {name: np.ascontiguousarray(values) for name, values in found._asdict().items()}
+    arrays = {name: np.ascontiguousarray(values) for name, values in found._asdict().items() if values is not None}
     content = safetensors.numpy.save(arrays, metadata={"dkl": json.dumps(about.model_dump(mode="json"))})
     with replacing(path) as file:
         file.write(content)
@@ -55,10 +59,12 @@ def read_judged(path: Path, unit: Unit, *, recipe: str, checkpoint: str) -> Judg
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             about = _About.model_validate_json((file.metadata() or {})["dkl"])
-            found = Finding(**{name: file.get_tensor(name) for name in Finding._fields})
+            names = set(Finding._fields) - (set() if about.predicted_sha256 else {"predicted"})
+            found = Finding(**{"predicted": None} | {name: file.get_tensor(name) for name in names})
     except (ValidationError, safetensors.SafetensorError, KeyError) as error:
         raise ValueError(_damaged(path)) from error
-    if about.found_sha256 != _sha256(found):
+    of_predicted = None if found.predicted is None else _sha256_of(found.predicted)
+    if (about.found_sha256, about.predicted_sha256) != (_sha256(found), of_predicted):
         raise ValueError(_damaged(path))
     asked = (recipe, checkpoint, unit.stage, unit.batch)
     if (about.recipe, about.checkpoint, about.event.stage, about.event.batch) != asked or not np.array_equal(
@@ -100,7 +106,12 @@ def _damaged(path: Path) -> str:
 
 
 def _sha256(found: Finding) -> str:
+    """Of all but the predictions: the version before this one knows none, and reads what this one writes."""
+    return _sha256_of(*(values for name, values in found._asdict().items() if name != "predicted"))
+
+
+def _sha256_of(*arrays: NDArray[np.generic]) -> str:
     digest = hashlib.sha256()
-    for values in found:
+    for values in arrays:
         digest.update(values.tobytes())
     return digest.hexdigest()

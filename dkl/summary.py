@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkl.events import BatchDone, EvaluateResult, Phase, Provenance, RobustAt, StageResult
+from dkl.flags import Flags, pack
 from dkl.intervals import wilson_interval
 from dkl.protocols import Protocol, show_protocol
 from dkl.tally import Tally
@@ -43,6 +44,7 @@ def summarise(
     warnings: Iterable[str],
     stopped_early: bool,
     evidence_sha256: str,
+    data_sha256: str,
     provenance: Provenance,
 ) -> EvaluateResult:
     """The result of an evaluation; all its numbers come from the flags of the images."""
@@ -79,6 +81,7 @@ def summarise(
         architecture=architecture,
         preprocessing=preprocessing,
         evidence_sha256=evidence_sha256,
+        flags=Flags(data_sha256=data_sha256, clean=pack(tally.clean_correct), robust=pack(robust)),
         provenance=provenance,
         seconds=sum(event.seconds for event in events),
     )

@@ -26,6 +26,9 @@ class Finding(NamedTuple):
     """Adversarial images as they are, of the other broken rows."""
     in_8_bits: NDArray[np.bool_]
     """(B,)"""
+    predicted: NDArray[np.int32] | None
+    """(B,): the class predicted for the clean image, by the clean pass; for the adversarial image as it is stored,
+    by an attack, -1 where there is none. None in files of an older version."""
 
 
 class Tally:
@@ -46,6 +49,10 @@ class Tally:
         self.flat = np.zeros(count, np.bool_)
         self.x8: dict[int, NDArray[np.uint8]] = {}
         self.x32: dict[int, NDArray[np.float32]] = {}
+        self.predicted = np.full(count, -1, np.int32)
+        self.predicted_adv = np.full(count, -1, np.int32)
+        self.predictions_known = True
+        """False where a finding of an older version had none."""
         self.notes: list[str] = []
         self.could_still_break: dict[float, float] = {}
         """Per radius that was audited without a fallback: a fraction of all images, with 95 % confidence."""
@@ -58,6 +65,10 @@ class Tally:
 
     def add(self, stage: int, found: Finding) -> None:
         """Take in what the stage number `stage` found on some images; stage 0 is the clean pass."""
+        if found.predicted is None:
+            self.predictions_known = False
+        else:
+            (self.predicted_adv if stage else self.predicted)[found.rows] = found.predicted
         if stage == 0:
             self.clean_correct[found.rows] = ~found.broken
             return
@@ -104,10 +115,10 @@ class Tally:
         numbers = [np.random.SeedSequence(key).generate_state(1, np.uint64)[0] for key in keys]
         return np.sort(rows[np.argsort(numbers, kind="stable")[:count]])
 
-    def evidence(self, about: About, shape: tuple[int, ...]) -> Evidence:
-        """All of it as a record to keep; `shape` is an image's (C, H, W)."""
-        rows8, rows32 = sorted(self.x8), sorted(self.x32)
-        return Evidence(
+    def evidence(self, about: About, rows_clean: NDArray[np.int32], x_clean: NDArray[np.uint8]) -> Evidence:
+        """All of it as a record to keep; `x_clean` (G, C, H, W) are the clean images of the rows `rows_clean`."""
+        rows8, rows32, shape = sorted(self.x8), sorted(self.x32), x_clean.shape[1:]
+        record = Evidence(
             about=about,
             images=self.images,
             labels=self.labels,
@@ -123,4 +134,9 @@ class Tally:
             x8=np.array([self.x8[row] for row in rows8], np.uint8).reshape(-1, *shape),
             rows32=np.array(rows32, np.int32),
             x32=np.array([self.x32[row] for row in rows32], np.float32).reshape(-1, *shape),
+            predicted=self.predicted,
+            predicted_adv=self.predicted_adv,
+            rows_clean=rows_clean,
+            x_clean=x_clean,
         )
+        return record if self.predictions_known else record.in_format_1()

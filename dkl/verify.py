@@ -28,7 +28,9 @@ class Verdict(NamedTuple):
     finite: Tensor
     """The model's logits are finite numbers. The argmax of a NaN is an accident, not a misclassification."""
     fooled: Tensor
-    """The argmax of the logits is not the label."""
+    """The label is not predicted."""
+    predicted: Tensor
+    """int64: see `predict`."""
 
     @property
     def broken(self) -> Tensor:
@@ -43,16 +45,22 @@ def verify(model: nn.Module, x_BCHW: Tensor, x_adv_BCHW: Tensor, y_B: Tensor, th
     with ROUNDING per pixel allowed: beyond [0, 1], and n^(1/p) times as much beyond eps.
     """
     x_adv_BCHW = x_adv_BCHW.float()
-    correct_B, finite_B = classify(model, x_adv_BCHW, y_B)
-    return Verdict(allowed(x_BCHW, x_adv_BCHW, threat), finite_B, ~correct_B)
+    predicted_B = predict(model, x_adv_BCHW)
+    return Verdict(allowed(x_BCHW, x_adv_BCHW, threat), predicted_B >= 0, predicted_B != y_B, predicted_B)
+
+
+def classify(model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether the label is predicted, and whether all logits are finite; two bool tensors of shape (B,)."""
+    predicted_B = predict(model, x_BCHW)
+    return predicted_B == y_B, predicted_B >= 0
 
 
 @torch.no_grad()
-def classify(model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether the argmax is the label, and whether all logits are finite; two bool tensors of shape (B,)."""
+def predict(model: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """The class with the largest logit, int64 (B,); -1 where not all logits are finite numbers."""
     with torch.autocast(x_BCHW.device.type, enabled=False), ieee_float32():
         logits_BK: Tensor = model(x_BCHW)
-    return logits_BK.argmax(dim=1) == y_B, logits_BK.isfinite().all(dim=1)
+    return logits_BK.argmax(dim=1).where(logits_BK.isfinite().all(dim=1), -1)
 
 
 @contextmanager

@@ -1,31 +1,32 @@
 """The REST interface, /api/v1: JSON in, JSON out, one shape for every error."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from dkl.catalog import RECIPES, Named, Published, PublishedAccuracy, named
-from service import jobs, leaderboard, waiting
+from service import joblist, jobs, leaderboard, waiting
 from service.access import Submitter, needs
+from service.joblist import Kind, Status
 from service.problems import ANSWERS, Problem
 from service.queue import ring
 from service.state import state_of
 from service.stored import download
 from service.submission import JobRequest, submit
 from service.tables import Job
+from service.web.joblog import written
 
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such thing"}}
 _CONFLICT: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "Not in this state"}}
 _FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file; its ETag is its sha256"}
 }
-
-Kind = Literal["train", "distill", "import", "evaluate", "corruptions"]
-Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "canceled"]
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}, "description": "A line per event"}}
+Before = Annotated[str | None, Query(description="Only jobs older than this one, for a next page")]
 router = APIRouter(prefix="/api/v1", responses=ANSWERS)
 
 
@@ -148,14 +149,16 @@ def create_job(body: JobRequest, request: Request, caller: Submitter) -> JobView
     return JobView.of(request, job).model_copy(update={"then": [JobView.of(request, child) for child in then]})
 
 
-@router.get("/jobs", dependencies=[needs("read")])
+@router.get("/jobs", responses=_UNKNOWN, dependencies=[needs("read")])
 def list_jobs(
     request: Request,
     status: Status | None = None,
+    kind: Kind | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    before: Before = None,
 ) -> list[JobView]:
     """The newest jobs, newest first."""
-    found = jobs.recent(state_of(request).db, status=status, limit=limit)
+    found = joblist.newest(state_of(request).db, status=status, kind=kind, limit=limit, before=before)
     return [JobView.model_validate(job) for job in found]
 
 
@@ -170,6 +173,16 @@ def rerun_job(job_id: str, request: Request, caller: Submitter) -> JobView:
     """Queue a new job that runs an ended one again, and is linked to it."""
     state = state_of(request)
     job = jobs.rerun(state.db, job_id, caller=caller, max_queued=state.settings.max_queued)
+    ring(state.db, state.settings)
+    return JobView.of(request, job)
+
+
+@router.post("/jobs/{job_id}/resume", responses=_UNKNOWN | _CONFLICT)
+def resume_job(job_id: str, request: Request, caller: Submitter) -> JobView:
+    """Let a job that failed or was canceled go on where it stopped, as far as that is still kept; otherwise it
+    begins anew, and comes to the same. Evaluations that failed because they waited for it wait again, too."""
+    state = state_of(request)
+    job = jobs.resume(state.db, job_id, caller=caller, max_queued=state.settings.max_queued)
     ring(state.db, state.settings)
     return JobView.of(request, job)
 
@@ -204,6 +217,18 @@ async def job_events(
     severity."""
     async for event in state_of(request).streams.follow(job.id, after=last_event_id):
         yield event
+
+
+@router.get(
+    "/jobs/{job_id}/log",
+    response_class=PlainTextResponse,
+    responses=_TEXT | _UNKNOWN,
+    dependencies=[needs("read")],
+)
+def job_log(job: Annotated[Job, Depends(_existing_job)], request: Request) -> StreamingResponse:
+    """What the job has said so far, as text: when, who, and what happened in a sentence."""
+    headers = {"Content-Disposition": f'inline; filename="{job.id}.log"'}
+    return StreamingResponse(written(state_of(request).db, job.id), media_type="text/plain", headers=headers)
 
 
 @router.get(

@@ -14,11 +14,17 @@ from prometheus_client import Counter
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from service import (
     api,
+    api_comparisons,
+    api_distillation,
+    api_exports,
     api_keys,
+    api_reported,
     api_uploads,
+    api_verifications,
     api_webhooks,
     api_workers,
     healing,
@@ -37,15 +43,36 @@ from service.settings import Settings
 from service.settings import settings as process_settings
 from service.state import State
 from service.streams import POLL_SECONDS
-from service.web import api_page, job_page, jobs_page, keys_page, leaderboard_page, workers_page
+from service.web import (
+    api_page,
+    compare_page,
+    distillation_page,
+    docs_page,
+    entry_page,
+    job_page,
+    jobs_page,
+    keys_page,
+    leaderboard_page,
+    pictures,
+    submit_page,
+    workers_page,
+)
 from service.webhooks import deliver_due
 
 MAX_BODY_BYTES = 2**20
 _COLLECT_SECONDS = 3600.0
 _DELIVER_SECONDS = 2.0
+_SENT_AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
+"""Not compressed: event streams, so that nothing waits in a buffer, and what downloads resume."""
 _log = logging.getLogger(__name__)
-_INTERFACES = (api, api_uploads, api_keys, api_webhooks, api_workers, health, metrics)
-_PAGES = (leaderboard_page, jobs_page, job_page, workers_page, keys_page, api_page)
+_INTERFACES = (
+    *(api, api_comparisons, api_uploads, api_verifications, api_exports, api_reported, api_keys, api_webhooks),
+    *(api_workers, api_distillation, health, metrics),
+)
+_PAGES = (
+    *(leaderboard_page, entry_page, pictures, compare_page, distillation_page, docs_page, jobs_page, job_page),
+    *(submit_page, workers_page, keys_page, api_page),
+)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -63,6 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url=None,  # service/web/api_page.py serves it, to those who may see it
         middleware=[
             Middleware(Observed, requests=observations.requests),
+            Middleware(GZipMiddleware, compresslevel=5, exclude_content_types=_SENT_AS_IT_IS),
             Middleware(SecurityHeaders),
             Middleware(HostCheck, settings=settings, answer=answer),
             Middleware(BodyLimit, limit=MAX_BODY_BYTES, unlimited="/api/v1/uploads/", answer=answer),

@@ -12,6 +12,7 @@ from service import (
     commands_keys,
     commands_local,
     commands_operations,
+    commands_robustbench,
     commands_service,
     commands_upload,
 )
@@ -33,6 +34,7 @@ for commands in (
     commands_files,
     commands_keys,
     commands_upload,
+    commands_robustbench,
 ):
     app.add_typer(commands.app)
 

@@ -32,6 +32,8 @@ class Event:
 
     kind: str
     data: dict[str, Any]
+    id: int = 0
+    """In the ledger; 0 for progress and end, which are of the moment."""
 
 
 class Client:
@@ -85,16 +87,33 @@ class Client:
     def job(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", f"/api/v1/jobs/{job_id}")
 
-    def jobs(self, *, status: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
-        query = {"limit": limit} | ({"status": status} if status else {})
+    def jobs(
+        self, *, status: str | None = None, kind: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The newest jobs, newest first; of those older than job `before`, if given."""
+        asked = {"status": status, "kind": kind, "limit": limit, "before": before}
+        query = {name: value for name, value in asked.items() if value is not None}
         return self._json("GET", "/api/v1/jobs", params=query)
+
+    def log(self, job_id: str) -> Iterator[str]:
+        """What the job has said so far, as text, a part at a time."""
+        with self._stream(f"/api/v1/jobs/{job_id}/log") as response:
+            yield from response.iter_text()
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/api/v1/jobs/{job_id}/cancel")
 
+    def resume_job(self, job_id: str) -> dict[str, Any]:
+        """Let a job that failed or was canceled go on; returns it."""
+        return self._json("POST", f"/api/v1/jobs/{job_id}/resume")
+
     def rerun(self, job_id: str) -> dict[str, Any]:
         """Queue an ended job again; returns the new job."""
         return self._json("POST", f"/api/v1/jobs/{job_id}/rerun")
+
+    def report_verification(self, job_id: str, outcome: Mapping[str, Any]) -> dict[str, Any]:
+        """Record what came out when the evidence of an evaluation was checked; returns the verification."""
+        return self._json("POST", f"/api/v1/jobs/{job_id}/verifications", json=dict(outcome))
 
     def workers(self) -> list[dict[str, Any]]:
         return self._json("GET", "/api/v1/workers")
@@ -181,6 +200,15 @@ class Client:
         """One board with its rows; `query`: dataset, norm, eps, sort, search, page, limit."""
         return self._json("GET", "/api/v1/leaderboard", params=query)
 
+    def import_reported(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+        """Bring published results in, at most 1,000 documents like RobustBench's model_info, all of them or none;
+        returns the entries that were added, changed and unchanged."""
+        return self._json("POST", "/api/v1/reported", json=[dict(document) for document in documents])
+
+    def model_infos(self, source: Literal["measured", "published", "all"] = "measured") -> dict[str, Any]:
+        """The rows of RobustBench's boards as its files, under "entries", and those "left_out" with the reason."""
+        return self._json("GET", "/api/v1/model_info", params={"source": source})
+
     def watch(self, job_id: str) -> Iterator[Event]:
         """The job's events from its beginning to its end; a broken connection is taken up where it broke."""
         last = "0"
@@ -189,7 +217,8 @@ class Client:
                 with self._stream(f"/api/v1/jobs/{job_id}/events", headers={"Last-Event-ID": last}) as response:
                     for event in httpx2.EventSource(response):
                         last = event.id or last
-                        yield Event(event.event, event.json())
+                        is_kept = event.event not in {"progress", "end"}
+                        yield Event(event.event, event.json(), int(last) if is_kept else 0)
                         if event.event == "end":
                             return
             except httpx2.TransportError:

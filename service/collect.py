@@ -3,14 +3,15 @@
     a stored file that no job needs, and no upload within keep_garbage_seconds of its end
     what an interrupted write left in the store
     an upload that nobody has sent anything to for keep_garbage_seconds
-    the work folder of a job that has ended, at once: a job that was taken from a dead worker left it behind
+    the work folder of a job that has succeeded, at once: a job that was taken from a dead worker left it behind
+    what a job that failed or was canceled could be resumed from, keep_garbage_seconds after its end: its work
+        folder, and the verdicts that an evaluation had by then
 
 It may run at any time and several times at once, beside everything else: every removal is a transaction of its own
 that looks again (files.drop).
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +19,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, exists, func, select
 
-from service import audit, files, workdirs
+from service import audit, files, moves, workdirs
 from service.artifacts import Store
 from service.callers import Caller
 from service.db import clock, reading, writing
 from service.settings import Settings
 from service.store_folder import regular
-from service.tables import Artifact, ArtifactUse, Job, Upload
+from service.tables import Artifact, ArtifactUse, Chunk, Job, Upload
 from service.uploads import BusyError, locked, path_of
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _LOCK = 0x646B6C6763
 @dataclass(frozen=True)
 class Garbage:
     what: str
-    """"stored file", "interrupted write", "upload" or "work folder"."""
+    """"stored file", "interrupted write", "upload", "verdicts" or "work folder"."""
     name: str
     why: str
     size: int
@@ -50,7 +51,8 @@ def collect(
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Garbage]:
     """Remove garbage, or only look for it; says each thing when it is gone. Ends early when `stop` says so."""
-    for step in (_folders, _uploads, _stored, _interrupted):  # what needs the store last: it may be away
+    # What needs the store comes last: it may be away.
+    for step in (_folders, _verdicts, _uploads, _stored, _interrupted):
         for garbage in step(db, store, settings, dry_run):
             yield garbage
             if stop():
@@ -166,6 +168,20 @@ def _interrupted(db: Engine, store: Store, settings: Settings, dry_run: bool) ->
 def _folders(db: Engine, store: Store, settings: Settings, dry_run: bool) -> Iterator[Garbage]:
     for folder, why in workdirs.abandoned(db, settings):
         size = workdirs.size_of(folder)
-        if not dry_run:
-            shutil.rmtree(folder, ignore_errors=True)  # its late worker may remove it at the same time
-        yield Garbage("work folder", folder.name, why, size)
+        if dry_run or workdirs.remove(db, settings, folder):
+            yield Garbage("work folder", folder.name, why, size)
+
+
+def _verdicts(db: Engine, store: Store, settings: Settings, dry_run: bool) -> Iterator[Garbage]:
+    """The files themselves are garbage afterwards."""
+    kept = select(Chunk.job_id).join(Job, Job.id == Chunk.job_id).where(workdirs.is_over(settings)).distinct()
+    with reading(db) as session:
+        job_ids = session.scalars(kept.order_by(Chunk.job_id)).all()
+    for job_id in job_ids:
+        with writing(db) as session:
+            job = moves.locked(session, job_id)
+            if session.scalar(kept.where(Job.id == job_id)) is None:
+                continue  # somebody resumed it
+            if not dry_run:
+                moves.forget(session, job)
+        yield Garbage("verdicts", job_id, f"job {job_id} has ended", 0)

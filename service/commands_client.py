@@ -1,7 +1,8 @@
-"""`dklbench submit`, `watch`, `cancel`, `rerun`, `replay`, `jobs`, `leaderboard`, `workers`, `drain` and `resume`:
-what is asked of a running service."""
+"""`dklbench submit`, `watch`, `log`, `cancel`, `resume-job`, `rerun`, `replay`, `jobs`, `leaderboard`, `workers`,
+`drain` and `resume`: what is asked of a running service."""
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -84,6 +85,27 @@ def watch_job(job_id: JobId, url: Url = None) -> None:
         _watch(client, client.job(job_id))
 
 
+@app.command(name="log")
+def show_log(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job ends.")] = False,
+    url: Url = None,
+) -> None:
+    """Print what a job has said, a line per event."""
+    with client_of(url) as client:
+        for part in _lines(client, job_id) if follow else client.log(job_id):
+            print(part, end="", flush=True)
+
+
+def _lines(client: Client, job_id: str) -> Iterator[str]:
+    """Of the job's log, until it ends."""
+    from service.web.joblog import Said, lines  # imports the tables
+
+    said = (Said(e.id, e.data["at"], e.data["attempt"], e.kind, e.data) for e in client.watch(job_id) if e.id)
+    for line in lines(said):
+        yield f"{line}\n"
+
+
 def _watch(client: Client, job: dict[str, Any]) -> None:
     if _draw(client, job) != "succeeded":
         raise typer.Exit(1)
@@ -100,6 +122,16 @@ def cancel(job_id: JobId, url: Url = None) -> None:
     """End a job."""
     with client_of(url) as client:
         console.print(f"job {job_id} is {client.cancel(job_id)['status']}")
+
+
+@app.command()
+def resume_job(job_id: JobId, url: Url = None, watch: Watch = False) -> None:
+    """Let a job that failed or was canceled go on."""
+    with client_of(url) as client:
+        job = client.resume_job(job_id)
+        console.print(f"job {job_id} is {job['status']} again")
+        if watch:
+            _watch(client, job)
 
 
 @app.command()
@@ -156,7 +188,7 @@ def jobs(url: Url = None) -> None:
 def leaderboard(
     dataset: Annotated[str | None, typer.Option(help="digits, cifar10, ...")] = None,
     threat_model: Annotated[str | None, typer.Option(help="Linf, L2, L1 or corruptions.")] = None,
-    page: Annotated[int, typer.Option(min=1, help="Of a hundred rows each.")] = 1,
+    page: Annotated[int, typer.Option(min=1, help="Of fifty rows each.")] = 1,
     url: Url = None,
 ) -> None:
     """Show the ranking."""

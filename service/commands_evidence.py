@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
+from service.client import ServiceError
 from service.options import Device, JobId, Url, client_of
 from service.settings import settings
 from service.terminal import console
@@ -33,41 +35,84 @@ def evidence(
 
 @app.command()
 def verify(
-    evidence: Annotated[
+    entry: Annotated[
         Path,
-        typer.Argument(help="An evidence.safetensors, or the id of the job that left it.", metavar="FILE|JOB"),
+        typer.Argument(
+            help="A measured entry of the leaderboard, which is the id of its evaluation; or an "
+            "evidence.safetensors.",
+            metavar="ENTRY|FILE",
+        ),
     ],
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The model that was judged; default: the job's.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the data set lies; default: the service's.")] = None,
     device: Device = "auto",
+    report: Annotated[
+        bool,
+        typer.Option(
+            " /--no-report", help="Do not tell the service what came out for its entry.", show_default=False
+        ),
+    ] = True,
     url: Url = None,
 ) -> None:
-    """Prove an evaluation: check every image of its evidence with the model. Exit code 1 if a claim fails."""
+    """Prove an evaluation: check every image of its evidence with the model. Exit code 1 if a claim fails.
+
+    What came out for an entry is told to the service, which shows it beside the result.
+    """
     from service.evidence import prove
 
-    with _files(evidence, checkpoint, url) as (file, model):
-        proved = prove(file, checkpoint=model, data_dir=data_dir or settings().datasets_dir, device=device)
-    if not proved:
+    job_id = _job_id(entry)
+    with _files(entry, job_id, checkpoint, url) as (file, model):
+        outcome = prove(file, checkpoint=model, data_dir=data_dir or settings().datasets_dir, device=device)
+    if job_id and report:
+        _report(job_id, outcome, url)
+    if outcome["faults"]:
         raise typer.Exit(1)
 
 
+def _job_id(entry: Path) -> str | None:
+    """The evaluation that `entry` names; None where it is a file."""
+    name = str(entry)
+    if entry.exists() or entry.suffix == ".safetensors" or len(entry.parts) > 1:
+        return None
+    if not re.fullmatch("[0-9a-f]{12}", name):
+        raise ValueError(
+            f"{name} is no file and no evaluation's id; published results have no evidence here, "
+            "only those that were measured here do"
+        )
+    return name
+
+
 @contextmanager
-def _files(evidence: Path, checkpoint: Path | None, url: str | None) -> Iterator[tuple[Path, Path]]:
+def _files(
+    entry: Path, job_id: str | None, checkpoint: Path | None, url: str | None
+) -> Iterator[tuple[Path, Path]]:
     """Evidence and checkpoint as files; those of a job are downloaded, and removed at the end."""
-    if evidence.exists() or not re.fullmatch("[0-9a-f]{12}", str(evidence)):
+    if job_id is None:
         if checkpoint is None:
-            raise ValueError(f"say which model {evidence} is about with --checkpoint FILE")
-        yield evidence, checkpoint
+            raise ValueError(f"say which model {entry} is about with --checkpoint FILE")
+        yield entry, checkpoint
         return
-    with TemporaryDirectory() as folder, client_of(url) as client:
+    with TemporaryDirectory() as folder:
         downloaded = Path(folder) / "evidence.safetensors"
-        client.download(str(evidence), "evidence", downloaded)
-        if checkpoint is None:
-            checkpoint = Path(folder) / "model.safetensors"
-            client.download(str(evidence), "checkpoint", checkpoint)
+        with client_of(url) as client:
+            client.download(job_id, "evidence", downloaded)
+            if checkpoint is None:
+                checkpoint = Path(folder) / "model.safetensors"
+                client.download(job_id, "checkpoint", checkpoint)
         yield downloaded, checkpoint
+
+
+def _report(job_id: str, outcome: dict[str, Any], url: str | None) -> None:
+    """Tell the service; whoever may not, or cannot, has proved it all the same."""
+    try:
+        with client_of(url) as client:
+            client.report_verification(job_id, outcome)
+    except ServiceError as error:
+        console.print(f"[dim]the outcome was not recorded: {escape(str(error))}", soft_wrap=True)
+    else:
+        console.print(f"[dim]the outcome is recorded with job {job_id}")
 
 
 @app.command()

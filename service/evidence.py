@@ -1,7 +1,9 @@
 """Evidence in a terminal: proved with its model, or compared with another. Torch is needed to prove it only."""
 
+import hashlib
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
 BATCH_SIZE = 256
 
 
-def prove(path: Path, *, checkpoint: Path, data_dir: Path, device: str) -> bool:
-    """Prove the evidence in `path` with a progress bar, and print what came out; whether every claim held."""
+def prove(path: Path, *, checkpoint: Path, data_dir: Path, device: str) -> dict[str, Any]:
+    """Prove the evidence in `path` with a progress bar, and print what came out.
+
+    Returns it as service/verifications.py records it; every claim holds where its `faults` are 0.
+    """
     evidence = read_evidence(path)
     arrays = load(evidence.about.question.dataset, "test", data_dir)
     from dkl.engine import pick_device  # torch: seconds that a damaged file should not cost
@@ -43,7 +48,23 @@ def prove(path: Path, *, checkpoint: Path, data_dir: Path, device: str) -> bool:
             else:
                 report = event
     terminal.console.print(_proof(evidence, report))
-    return report.ok
+    return _outcome(path, report, device)
+
+
+def _outcome(path: Path, report: "VerificationReport", device: str) -> dict[str, Any]:
+    from dkl.provenance import device_name
+
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "evidence_sha256": sha256,
+        "images": report.images,
+        "adversarial": report.adversarial,
+        "faults": report.faults,
+        "sentences": list(report.sentences),
+        "device": device_name(device),
+        "versions": {package: version(package) for package in ("dkl-bench", "torch", "numpy")},
+    }
 
 
 def _model(evidence: Evidence, checkpoint: Path) -> "LoadedModel":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Engine, select
 
 from service.db import reading
+from service.measured import why_unranked
 from service.tables import Job, JobEvent
 
 
@@ -74,3 +75,16 @@ def reruns(db: Engine, job_id: str) -> Sequence[Job]:
     """The jobs that run this one again, oldest first."""
     with reading(db) as session:
         return session.scalars(select(Job).where(Job.rerun_of == job_id).order_by(Job.created_at, Job.id)).all()
+
+
+def entries_of_runs(db: Engine, runs: Sequence[Job]) -> list[str]:
+    """The entries of boards that these runs of one recipe made, one per run: itself, or the newest evaluation of
+    what it trained."""
+    ids = [run.id for run in runs]
+    judged = select(Job).where(Job.kind == "evaluate", Job.status == "succeeded")
+    with reading(db) as session:
+        found = session.scalars(
+            judged.where(Job.id.in_(ids) | Job.parent_id.in_(ids)).order_by(Job.finished_at, Job.id)
+        ).all()
+    newest = {job.id if job.id in ids else job.parent_id: job.id for job in found if why_unranked(job) is None}
+    return [newest[run_id] for run_id in ids if run_id in newest]

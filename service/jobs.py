@@ -1,4 +1,4 @@
-"""The ledger, for those who ask: jobs are created, looked up, canceled and run again here.
+"""The ledger, for those who ask: jobs are created, looked up, canceled, resumed and run again here.
 
 service/moves.py has the diagram of a job's states, service/claims.py is for those who work on jobs, and
 service/healing.py puts right what they leave behind. Nothing else changes a job.
@@ -21,7 +21,7 @@ from service.callers import ANONYMOUS, Caller
 from service.db import clock, reading, writing
 from service.lineage import MAKERS, awaited, needed, why_unfit
 from service.moves import TERMINAL, move, say
-from service.tables import ArtifactUse, Job, JobEvent
+from service.tables import Artifact, ArtifactUse, Job, JobEvent
 
 DEFAULT_QUEUE = "gpu"
 LARGEST_PRIORITY = 100
@@ -123,11 +123,8 @@ def _create(session: Session, order: Order, caller: Caller) -> Job:
     )
     session.add(job)
     session.flush()
-    need = needed(recipe)
-    if need and isinstance(need.source, Checkpoint):
-        files.use(session, need.source.checkpoint, job.id, "source")
-    if isinstance(recipe, Import):
-        files.use(session, recipe.upload, job.id, "source")
+    if (source := _source(recipe)) is not None:
+        files.use(session, source, job.id, "source")
     say(session, job, "status", {"status": "queued", "reason": None, "actor": caller.name})
     detail = {"kind": job.kind, "name": job.name, "fingerprint": job.fingerprint, "rerun_of": order.rerun_of}
     audit.record(session, caller, "job.create", job.id, **detail)
@@ -167,7 +164,7 @@ def _parent(session: Session, recipe: Recipe) -> str | None:
     if parent.status in {"failed", "canceled", "cancelling"}:
         raise RefusedError(
             f"{field}: job {parent.id} was {_PAST[parent.status]} and has no model; "
-            "run it again and name the new job"
+            "resume it, or run it again and name the new job"
         )
     if parent.status == "succeeded" and not _has_model(session, parent):
         raise RefusedError(
@@ -176,6 +173,14 @@ def _parent(session: Session, recipe: Recipe) -> str | None:
     if why := why_unfit(recipe, parent.dataset):
         raise RefusedError(f"{field}: job {parent.id} {why}")
     return parent.id
+
+
+def _source(recipe: Recipe) -> str | None:
+    """sha256 of the stored file that the recipe names."""
+    need = needed(recipe)
+    if need and isinstance(need.source, Checkpoint):
+        return need.source.checkpoint
+    return recipe.upload if isinstance(recipe, Import) else None
 
 
 def _has_model(session: Session, job: Job) -> bool:
@@ -206,21 +211,65 @@ def cancel(db: Engine, job_id: str, *, caller: Caller = ANONYMOUS) -> Job:
 
 def rerun(db: Engine, job_id: str, *, caller: Caller = ANONYMOUS, max_queued: int | None = None) -> Job:
     """A new job that runs an ended one again. TooLateError while that one has not ended."""
-    get(db, job_id)
+    recipe = _recipe(get(db, job_id))
     with writing(db) as session:
+        _lock_parents(session, [recipe])
         job = _own(session, job_id, caller)
         if job.status not in TERMINAL:
             raise TooLateError(f"job {job_id} is {job.status}; cancel it or wait for its end to run it again")
-        try:
-            recipe = read_recipe(job.recipe)
-        except InvalidRecipeError as error:
-            raise RefusedError(f"the recipe of job {job_id} cannot be read any more; submit it anew") from error
-        _lock_parents(session, [recipe])
         _require_room(session, caller, 1, max_queued)
         order = Order(
             recipe, job.name, None, job.queue, job.priority, job.gpus, job.gpu_memory, job.webhook, rerun_of=job.id
         )
         return _create(session, order, caller)
+
+
+def resume(db: Engine, job_id: str, *, caller: Caller = ANONYMOUS, max_queued: int | None = None) -> Job:
+    """A job that failed or was canceled waits again. It goes on where it stopped, as far as that is still kept, or
+    else begins anew and comes to the same. Evaluations that failed because they waited for it wait again, too.
+
+    TooLateError where it has not ended so; RefusedError where it cannot have what it needs.
+    """
+    recipe = _recipe(get(db, job_id))
+    with writing(db) as session:
+        _lock_parents(session, [recipe])
+        job = _own(session, job_id, caller)
+        if job.status not in {"failed", "canceled"}:
+            way = "run it again instead" if job.status == "succeeded" else "only what has ended is resumed"
+            raise TooLateError(f"job {job_id} is {job.status}; {way}")
+        waited = _failed_children(session, job)
+        _require_room(session, caller, 1 + len(waited), max_queued)
+        _parent(session, recipe)
+        _use_again(session, recipe, job)
+        move(session, job, "queued", reason="resumed", actor=caller.name)
+        for child in waited:
+            move(session, child, "queued", reason=f"job {job_id} was resumed", actor=caller.name)
+        audit.record(session, caller, "job.resume", job_id, children=[child.id for child in waited])
+        return job
+
+
+def _failed_children(session: Session, job: Job) -> Sequence[Job]:
+    """Those that failed with it: of a model that never came no evaluation can have failed by itself."""
+    failed = select(Job).where(Job.parent_id == job.id, Job.status == "failed").order_by(Job.id)
+    return session.scalars(failed.with_for_update()).all()
+
+
+def _use_again(session: Session, recipe: Recipe, job: Job) -> None:
+    if (source := _source(recipe)) is None:
+        return
+    files.hold(session, source)
+    if session.get(Artifact, source) is None:
+        raise RefusedError(
+            f"the file {source[:8]} of job {job.id} is no longer stored; upload it and submit it anew"
+        )
+    files.use(session, source, job.id, "source")
+
+
+def _recipe(job: Job) -> Recipe:
+    try:
+        return read_recipe(job.recipe)
+    except InvalidRecipeError as error:
+        raise RefusedError(f"the recipe of job {job.id} cannot be read any more; submit it anew") from error
 
 
 def _own(session: Session, job_id: str, caller: Caller) -> Job:

@@ -1,21 +1,22 @@
 """The state machine of a job: every change of its status is made by `move`, with a reason, who did it and when.
 
     queued --> running --> succeeded | failed
-       ^  |      |  |
-       |  |      |  +----> cancelling --> canceled      (its workers have left it, or are silent)
-       |  |      |
-       |  +------|-------> canceled | failed            (never started; failed: what it waits for failed)
-       +---------+                                      (no worker is left on it: it resumes later)
+     ^ ^  |      |  |
+     | |  |      |  +----> cancelling --> canceled      (its workers have left it, or are silent)
+     | |  |      |
+     | |  +------|-------> canceled | failed            (never started; failed: what it waits for failed)
+     | +---------+                                      (no worker is left on it: it resumes later)
+     +-------------------- canceled | failed            (somebody resumes it: `jobs.resume`)
 
-A job that has ended never changes again; running it again is a new job (`jobs.rerun`). These functions belong to
-the ledger (jobs, claims, healing): they are called in a transaction that has locked the job's row, so a job's
+A job that has succeeded never changes again; running it again is a new job (`jobs.rerun`). These functions belong
+to the ledger (jobs, claims, healing): they are called in a transaction that has locked the job's row, so a job's
 events are in commit order.
 """
 
 import secrets
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from service import files
@@ -28,14 +29,19 @@ _MOVES = {
     "queued": {"running", "canceled", "failed"},
     "running": {"succeeded", "failed", "cancelling", "queued"},
     "cancelling": {"canceled"},
+    "failed": {"queued"},
+    "canceled": {"queued"},
 }
 LEDGER = "ledger"
 """Who acts where nobody asked: a rule of this diagram."""
 
 
 def move(session: Session, job: Job, to: str, *, reason: str | None, actor: str) -> None:
-    """Change the job's status and write down why; an end has its consequences in the same transaction."""
+    """Change the job's status and write down why; an end, and its revocation, have their consequences in the same
+    transaction."""
     assert to in _MOVES.get(job.status, ()), f"{job.status} -> {to}"
+    if job.status in TERMINAL:
+        _reopen(session, job)
     job.status, job.reason = to, reason
     if to == "queued":
         job.sent_at = None
@@ -110,8 +116,11 @@ def _end(session: Session, job: Job) -> None:
     job.finished_at = clock(session)
     job.sent_at = job.not_before = None
     session.execute(delete(Seat).where(Seat.job_id == job.id))
-    session.execute(delete(Chunk).where(Chunk.job_id == job.id))
-    files.release(session, job.id, "finding")
+    if job.status == "succeeded":
+        forget(session, job)
+    else:  # it may be resumed
+        unfinished = Chunk.job_id == job.id, Chunk.found_sha256.is_(None)
+        session.execute(update(Chunk).where(*unfinished).values(attempt=None))
     if job.status != "succeeded" or job.kind == "import":  # what an import made of it is kept instead
         files.release(session, job.id, "source")
     if job.webhook:
@@ -126,6 +135,20 @@ def _end(session: Session, job: Job) -> None:
         )
     if job.status in {"failed", "canceled"}:
         _fail_children(session, job)
+
+
+def forget(session: Session, job: Job) -> None:
+    """Give up the verdicts of single chunks: the job has succeeded, or is not resumed any more."""
+    session.execute(delete(Chunk).where(Chunk.job_id == job.id))
+    files.release(session, job.id, "finding")
+
+
+def _reopen(session: Session, job: Job) -> None:
+    """The job has not ended after all. Attempts go on counting, so a claim from before its end stays void."""
+    job.finished_at = None
+    job.losses = 0
+    late = Delivery.job_id == job.id, Delivery.due_at.is_not(None)
+    session.execute(update(Delivery).where(*late).values(due_at=None, error="the job was resumed meanwhile"))
 
 
 def _fail_children(session: Session, job: Job) -> None:

@@ -15,10 +15,15 @@ from dkl.catalog import UnknownRecipeError
 from dkl.explain import Fault, InvalidRecipeError, explain
 from service import jobs
 from service.access import AccessError
+from service.contenders import ComparisonError
+from service.distillation import UnknownBoardError
+from service.exports import NoFlagsError
+from service.imported import UnknownReportError
 from service.keys import UnknownKeyError
-from service.leaderboard import UnknownEntryError
+from service.leaderboard import NothingThereError, UnknownEntryError
 from service.registry import UnknownWorkerError
 from service.stored import NoFileError
+from service.web.documents import UnknownDocumentError
 from service.web.templating import error_page, wants_html
 
 
@@ -55,7 +60,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 
 def answer(request: Request, status: int, sentence: str, faults: list[Fault] | None = None) -> Response:
     if wants_html(request):
-        return error_page(request, status, sentence)
+        return error_page(request, status, sentence, faults or ())
     errors = [FieldError(field=fault.field, message=fault.message) for fault in faults or []]
     return JSONResponse(Problem(detail=sentence, errors=errors).model_dump(), status)
 
@@ -82,7 +87,31 @@ async def _unknown_job(request: Request, error: jobs.UnknownJobError) -> Respons
     return answer(request, 404, str(error))
 
 
+async def _nothing_there(request: Request, error: NothingThereError) -> Response:
+    return answer(request, 404, str(error))
+
+
 async def _unknown_entry(request: Request, error: UnknownEntryError) -> Response:
+    return answer(request, 404, str(error))
+
+
+async def _no_comparison(request: Request, error: ComparisonError) -> Response:
+    return answer(request, 422, str(error))
+
+
+async def _no_flags(request: Request, error: NoFlagsError) -> Response:
+    return answer(request, 404, str(error))
+
+
+async def _unknown_report(request: Request, error: UnknownReportError) -> Response:
+    return answer(request, 404, str(error))
+
+
+async def _unknown_board(request: Request, error: UnknownBoardError) -> Response:
+    return answer(request, 404, str(error))
+
+
+async def _unknown_document(request: Request, error: UnknownDocumentError) -> Response:
     return answer(request, 404, str(error))
 
 
@@ -145,7 +174,13 @@ HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] =
     InvalidRecipeError: _invalid_recipe,
     UnknownRecipeError: _unknown_recipe,
     jobs.UnknownJobError: _unknown_job,
+    NothingThereError: _nothing_there,
     UnknownEntryError: _unknown_entry,
+    ComparisonError: _no_comparison,
+    NoFlagsError: _no_flags,
+    UnknownReportError: _unknown_report,
+    UnknownBoardError: _unknown_board,
+    UnknownDocumentError: _unknown_document,
     NoFileError: _no_file,
     jobs.RefusedError: _refused,
     jobs.TooLateError: _too_late,

@@ -32,6 +32,8 @@ Verdict = Literal["identical", "same numbers", "differs"]
 _NOT_COMPARED = frozenset({"seconds", "seconds_per_iteration", "provenance"})
 _TOLD_ELSEWHERE = frozenset({"recipe", "fingerprint", "checkpoint_sha256"})
 """Of a provenance: they are compared anyhow."""
+_LONGEST = 400
+"""Letters of a value that differs; flags of 10,000 images are 1,700."""
 _AROUND = frozenset({"notes", "warnings", "rejected", "forwards", "backwards", "engine", "evidence_sha256"})
 """What is no accuracy and no verdict."""
 _SHOWN = 10
@@ -245,4 +247,5 @@ def _table(title: str, found: Sequence[Difference]) -> Table:
 
 
 def _said(value: Any) -> str:
-    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

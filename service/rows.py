@@ -87,6 +87,8 @@ class Row(BaseModel):
     """What the authors claim, which need not be AutoAttack."""
     forward_passes: int | None = None
     """Per prediction."""
+    recipe: str | None = None
+    """Of a published row: the named recipe that trains it."""
     published_accuracy: float | None = None
     """Of a measured row: what is published for the same recipe, unchanged but for seed and speed, or for the same
     checkpoint of RobustBench's zoo, judged within the same threat model."""

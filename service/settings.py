@@ -78,7 +78,8 @@ class Settings(BaseSettings):
     min_free_bytes: Annotated[int, Field(ge=0)] = 2**30
     """Of the disk under data_dir; with less, nothing is taken in and no job is begun."""
     keep_garbage_seconds: Seconds = 86400
-    """Files that nothing uses are kept for so long; unfinished uploads, too."""
+    """Files that nothing uses are kept for so long, and what failed or canceled jobs could be resumed from;
+    unfinished uploads, too."""
     log_format: Literal["json", "text"] = "text"
     """json: one object per line, for a log collector; text: for people."""
     cuda_visible_devices: str | None = Field(None, validation_alias="CUDA_VISIBLE_DEVICES")

@@ -124,7 +124,8 @@ class Seat(Base):
 
 
 class Chunk(Base):
-    """A batch of one stage of a running evaluation: free, taken by a seat, or done. Gone when the job ends."""
+    """A batch of one stage of an evaluation: free, taken by a seat, or done. Gone when the job has succeeded, or
+    cannot be resumed any more."""
 
     __tablename__ = "chunks"
 
@@ -207,7 +208,8 @@ class ArtifactUse(Base):
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
     role: Mapped[str] = mapped_column(String(16), primary_key=True)
-    """source: the job needs it. checkpoint, evidence: it left it. finding: verdicts of a chunk, until it ends."""
+    """source: the job needs it. checkpoint, evidence: it left it. finding: verdicts of a chunk, as long as
+    the job has that."""
 
 
 class Upload(Base):

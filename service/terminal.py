@@ -210,30 +210,36 @@ def _beside(what: str, published: float, here: float) -> str:
 
 
 def leaderboard_table(found: dict[str, Any]) -> Table:
-    """One board as the API returns it; fits into 80 columns."""
+    """One board as the API returns it, accuracies in percent; fits into 80 columns."""
     board = found["board"]
+    robust = "corrupt" if board and board.get("threat_model") == "corruptions" else "robust"
+    ties = {"paired": "≈", "intervals": "~", None: ""}
     table = Table(
         title=board["title"] if board else "no results yet", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("#", justify="right")
     table.add_column("model", overflow="fold")
     table.add_column("clean", justify="right", no_wrap=True)
-    table.add_column("robust", justify="right", no_wrap=True)
+    table.add_column(robust, justify="right", no_wrap=True)
     table.add_column("95 %", no_wrap=True)
+    table.add_column("known", justify="right", no_wrap=True)
     table.add_column("attack", overflow="fold")
     for row in found["rows"]:
         interval = row["robust_interval"]
         images = f", {row['images']} images" if row["images"] else ""
         table.add_row(
-            str(row["rank"]),
-            f"{escape(row['name'])} [dim]{row['architecture']}",
-            f"{row['clean_accuracy']:.2%}",
-            f"[bold]{row['robust_accuracy']:.2%}",
+            f"{ties[row.get('tied')]}{row['rank']}",
+            f"{escape(row['name'])} [dim]{escape(row['architecture'])}",
+            f"{100 * row['clean_accuracy']:.2f}",
+            f"{100 * row['robust_accuracy']:.2f}",
             f"{interval[0]:.0%}..{interval[1]:.0%}" if interval else "",
+            f"[bold]{100 * row['best_known_accuracy']:.2f}",
             f"{row['suite']}{images}, {row['source']}",
         )
+    table.caption = "in percent; known: the lowest anybody has shown; ≈ ~: cannot be told from #1"
     if found["total"] > len(found["rows"]):
-        table.caption = f"{len(found['rows'])} of {found['total']} rows; --page has the others"
+        table.caption += f"\n{len(found['rows'])} of {found['total']} rows; --page has the others"
+    table.caption_justify = "left"
     return table
 
 

@@ -19,6 +19,7 @@ from sqlalchemy import Engine, select
 from standardwebhooks import Webhook
 
 from service.db import clock, reading, writing
+from service.moves import TERMINAL
 from service.outbound import Network, PostError, post
 from service.secret import secret_for
 from service.settings import Settings
@@ -60,6 +61,8 @@ def _deliver(db: Engine, settings: Settings, delivery_id: str, network: Network)
     with reading(db) as session:
         delivery = session.get_one(Delivery, delivery_id)
         job = session.get_one(Job, delivery.job_id)
+    if job.status not in TERMINAL:
+        return  # resumed this moment: its next end is told
     body = json.dumps(_document(job, settings), separators=(",", ":"))
     error = None
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dkl.evidence import About, Evidence
+from dkl.evidence import About, Evidence, pictured
 from dkl.tally import Finding
 
 SHAPE = (1, 2, 3)
@@ -52,15 +52,19 @@ def evidence(
     rows8 = np.array([row for row in broken if row in in_8_bits], np.int32)
     rows32 = np.array([row for row in broken if row not in in_8_bits], np.int32)
     random = np.random.default_rng(0)
+    labels = np.arange(count, dtype=np.int64) % 3
+    clean_correct = np.array([flag == "1" for flag in clean])
+    made_about = about(radii=radii, **of_about)
+    rows_clean = pictured(made_about.data_sha256, count, SHAPE)
 
     def where_broken(value: int, dtype: Any) -> np.ndarray:
         return np.where(at >= 0, value, -1).astype(dtype)
 
     return Evidence(
-        about=about(radii=radii, **of_about),
+        about=made_about,
         images=np.array(images, np.int64),
-        labels=np.arange(count, dtype=np.int64) % 3,
-        clean_correct=np.array([flag == "1" for flag in clean]),
+        labels=labels,
+        clean_correct=clean_correct,
         radii=np.array(radii, np.float64),
         broken_at=at,
         stage=np.where(at >= 0, at + 1, -1).astype(np.int16),
@@ -72,6 +76,10 @@ def evidence(
         x8=random.integers(0, 256, (len(rows8), *SHAPE), np.uint8),
         rows32=rows32,
         x32=random.random((len(rows32), *SHAPE), np.float32),
+        predicted=np.where(clean_correct, labels, labels + 1).astype(np.int32),
+        predicted_adv=np.where(at >= 0, labels + 2, -1).astype(np.int32),
+        rows_clean=rows_clean,
+        x_clean=random.integers(0, 256, (len(rows_clean), *SHAPE), np.uint8),
     )
 
 
@@ -83,8 +91,9 @@ def finding(
     margin: float = 1.0,
     flat: Sequence[int] = (),
     value: int = 0,
+    predicted: Sequence[int] | None = None,
 ) -> Finding:
-    """On `rows`; of these, `broken` fell, with adversarial images of grey level `value`."""
+    """On `rows`; of these, `broken` fell, with adversarial images of grey level `value`, predicted as class 3."""
     fell = np.isin(rows, broken)
     small = np.isin(rows, in_8_bits)
     assert not (small & ~fell).any()
@@ -101,4 +110,5 @@ def finding(
         x8=x8,
         x32=x32,
         in_8_bits=small,
+        predicted=np.where(fell, 3, -1).astype(np.int32) if predicted is None else np.array(predicted, np.int32),
     )

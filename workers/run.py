@@ -5,7 +5,6 @@ The same for Celery and embedded workers.
 
 import logging
 import os
-import shutil
 import signal
 import threading
 import time
@@ -19,9 +18,8 @@ from structlog.contextvars import bound_contextvars
 
 from dkl.events import Event, Finished, Progress
 from dkl.protocols import Checkpoint, Evaluate, JobResult
-from service import claims, files, jobs, waiting, workdirs
+from service import claims, files, waiting, workdirs
 from service.artifacts import Store, store_for
-from service.moves import TERMINAL
 from service.queue import ring
 from service.registry import Description
 from service.settings import Settings
@@ -75,7 +73,7 @@ def run_next(*, worker: Description, settings: Settings, db: Engine, halt: threa
     except claims.ClaimLostError as error:
         _log.info("leaving job %s: %s", claim.job_id, error)
     finally:
-        _clear_away(claim, settings, db)
+        clear_abandoned(db, settings)
     patiently(partial(ring, db, settings))
     return True
 
@@ -207,16 +205,11 @@ def _alone(events: Generator[Event, None, None]) -> Generator[Step, None, Finish
     raise AssertionError("the engine ended without Finished")
 
 
-def _clear_away(claim: claims.Claim, settings: Settings, db: Engine) -> None:
-    """Once the job has ended, all that counts is in the ledger and the store."""
-    if patiently(partial(jobs.get, db, claim.job_id)).status in TERMINAL:
-        shutil.rmtree(settings.workdir(claim.job_id), ignore_errors=True)
-
-
 def clear_abandoned(db: Engine, settings: Settings) -> None:
-    """What jobs that have ended elsewhere left in this machine's work folder. For a worker's start."""
+    """What jobs that are over left in this machine's work folder, wherever they ended: all that counts is in the
+    ledger and the store."""
     for folder, _ in patiently(lambda: list(workdirs.abandoned(db, settings))):
-        shutil.rmtree(folder, ignore_errors=True)
+        patiently(partial(workdirs.remove, db, settings, folder))
 
 
 def worker_name() -> str:

@@ -44,6 +44,7 @@ class Prey:
         self.x, self.y = search.rows(x), y
         self.x_adv = self.x.clone()
         self.standing = torch.ones_like(y, dtype=torch.bool)
+        self.predicted = torch.full_like(y, -1)
         self.restart = torch.full_like(y, -1)
         self.target = torch.full_like(y, UNTARGETED)
         self.step = torch.full_like(y, -1)
@@ -54,17 +55,18 @@ class Prey:
         self.refused = torch.zeros_like(self.standing)
         self.forwards_now = 0
 
-    def confirm(self, rows: Tensor, x_adv: Tensor) -> Tensor:
-        """Which of the finds hold; bool like `rows`."""
+    def confirm(self, rows: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the finds hold, bool like `rows`, and the classes predicted for all of them."""
         images = self.search.images
-        broken: Tensor = verify(self.model, images(self.x[rows]), images(x_adv), self.y[rows], self.threat).broken
-        self.refused[rows[~broken]] = True
-        return broken
+        verdict = verify(self.model, images(self.x[rows]), images(x_adv), self.y[rows], self.threat)
+        self.refused[rows[~verdict.broken]] = True
+        return verdict.broken, verdict.predicted
 
     def outcome(self) -> Outcome:
         return Outcome(
             x_adv=self.search.images(self.x_adv),
             broken=~self.standing,
+            predicted=self.predicted,
             restart=self.restart,
             target=self.target,
             step=self.step,
@@ -160,12 +162,14 @@ class Lanes:
         if finds is None or not finds.there.any():
             return None
         lanes = finds.there.nonzero().squeeze(1)
-        broken = self.prey.confirm(self.rows[lanes], finds.x_adv[lanes])
+        broken, of_find = self.prey.confirm(self.rows[lanes], finds.x_adv[lanes])
         if not broken.any():
             return None
         step = torch.as_tensor(finds.step, device=lanes.device).expand(len(self.rows))
+        predicted = torch.full_like(self.rows, -1)
+        predicted[lanes] = of_find
         lanes = self._first_of_each_row(lanes[broken], step[lanes[broken]])
-        self._record(lanes, finds.x_adv[lanes], step[lanes])
+        self._record(lanes, finds.x_adv[lanes], predicted[lanes], step[lanes])
         return self._shrink()
 
     def _first_of_each_row(self, lanes: Tensor, step: Tensor) -> Tensor:
@@ -177,10 +181,11 @@ class Lanes:
         first[1:] = rows[1:] != rows[:-1]
         return lanes[order[first]]
 
-    def _record(self, lanes: Tensor, x_adv: Tensor, step: Tensor) -> None:
+    def _record(self, lanes: Tensor, x_adv: Tensor, predicted: Tensor, step: Tensor) -> None:
         prey, rows = self.prey, self.rows[lanes]
         prey.standing[rows] = False
         prey.x_adv[rows] = x_adv
+        prey.predicted[rows] = predicted
         prey.restart[rows] = self.restart
         prey.target[rows] = self.aim[lanes]
         prey.step[rows] = step

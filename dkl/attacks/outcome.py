@@ -15,6 +15,8 @@ class Outcome:
     """(B, C, H, W); adversarial where `broken`, else unspecified."""
     broken: Tensor
     """Confirmed by the verifier."""
+    predicted: Tensor
+    """Where `broken`, the class that the verifier saw predicted for x_adv."""
     restart: Tensor
     """In which restart the image fell."""
     target: Tensor

@@ -83,11 +83,13 @@ def _confirmed(
 ) -> Outcome:
     """What holds of the claims. Work is spread evenly: pyautoattack does not say on which image it was spent."""
     parts = zip(*(rows.split(at_once) for rows in (x, x_adv, y)), strict=True)
-    broken = claimed & torch.cat([verify(model, *part, threat).broken for part in parts])
+    verdicts = [verify(model, *part, threat) for part in parts]
+    broken = claimed & torch.cat([verdict.broken for verdict in verdicts])
     unknown = torch.full_like(y, -1)
     return Outcome(
         x_adv=x_adv,
         broken=broken,
+        predicted=torch.cat([verdict.predicted for verdict in verdicts]).where(broken, -1),
         restart=unknown,
         target=unknown,
         step=unknown,

@@ -6,6 +6,7 @@ No torch. Each family is a file: what its recipes share is a function there, wha
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
 
@@ -77,7 +78,7 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> Recipe:
             place = place[parent]
         if parents and field == "kind" and place.get("kind") != value:
             place.clear()
-        place[field] = value
+        place[field] = deepcopy(value)
     return read_recipe(document)
 
 

@@ -97,7 +97,7 @@ def line_chart(
     show_x, show_y = x_format or _plain, _percent if percent else _plain
     xs = [x for one in shown for x, y in one.points if y is not None]
     ys = [y for one in shown for y in _heights(one)]
-    y_values = _ticks(min(ys), max(ys), least=0.02 if percent else 0.0, within=(0, 1) if percent else None)
+    y_values = ticks(min(ys), max(ys), least=0.02 if percent else 0.0, within=(0, 1) if percent else None)
     legend, top = _legend([one.label for one in shown])
     frame = _Frame(min(xs), max(xs), y_values[0], y_values[-1], top)
     return Chart(
@@ -123,7 +123,8 @@ def svg_file(chart: Chart, filename: str) -> Response:
     """The chart on its own, with its colours, to be kept or printed."""
     style = _STYLE.read_text()
     content = templates.get_template("chart.svg").render(chart=chart, style=style)
-    headers = {"Content-Disposition": f'inline; filename="{filename}"'}
+    # Shown at its own address a page's policy would take its style away.
+    headers = {"Content-Disposition": f'attachment; filename="{filename}"'}
     return Response(content, media_type="image/svg+xml", headers=headers)
 
 
@@ -207,7 +208,7 @@ def _legend(labels: Sequence[str]) -> tuple[list[tuple[float, float]], float]:
 # --- ticks and texts --------------------------------------------------------------------------------------
 
 
-def _ticks(
+def ticks(
     low: float, high: float, *, least: float = 0.0, within: tuple[float, float] | None = None, most: int = 6
 ) -> list[float]:
     """At most about `most` round numbers that enclose low..high, a span of at least `least`."""
@@ -229,7 +230,7 @@ def _x_ticks(xs: Sequence[float], *, marked: bool) -> list[float]:
         return _apart(values, (values[-1] - values[0]) / 7)
     whole = all(float(x).is_integer() for x in values)
     rounded = [
-        x for x in _ticks(values[0], values[-1], least=6.0 if whole else 0.0) if values[0] <= x <= values[-1]
+        x for x in ticks(values[0], values[-1], least=6.0 if whole else 0.0) if values[0] <= x <= values[-1]
     ]
     return _apart(sorted({values[0], *rounded, values[-1]}), (values[-1] - values[0]) / 14)
 

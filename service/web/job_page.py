@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
+from sqlalchemy import Engine, select
 
 from dkl.catalog import RECIPES
 from dkl.protocols import AnyProtocol, CorruptionProtocol
 from service import jobs
-from service.access import Reader, Submitter
-from service.history import history_of, reruns
+from service.access import Reader, Submitter, needs
+from service.callers import Caller
+from service.db import reading
+from service.history import entries_of_runs, history_of, reruns
 from service.lineage import LEARNERS
 from service.measured import show_suite, why_unranked
 from service.moves import TERMINAL
@@ -19,14 +22,20 @@ from service.outlook import asked, outlook
 from service.published import Comparison, compare, compare_accuracy, entry_of, judged_as_published
 from service.queue import ring
 from service.roster import roster
+from service.space import show_bytes
 from service.state import state_of
-from service.stored import stored_file
-from service.tables import Job, JobEvent
+from service.stored import NoFileError, stored_file
+from service.tables import Job, JobEvent, Upload
+from service.web.charts import svg_file
+from service.web.joblog import lines
 from service.web.templating import templates
-from service.web.training import training_of
-from service.web.verdict import curve_of, verdict_of
+from service.web.training import CURVES, CurveName, training_curve, training_of
+from service.web.verdict import verdict_of
 
 router = APIRouter(include_in_schema=False)
+_LOG_LINES = 200
+"""Of the log, the last ones; all of it is a download."""
+_MOST_COMPARED = 6
 
 
 @router.get("/jobs/{job_id}")
@@ -38,6 +47,9 @@ def job_page(job_id: str, request: Request, caller: Reader) -> Response:
     verdict = verdict_of(job, events) if job.kind == "evaluate" else None
     parent = jobs.get(db, job.parent_id) if job.parent_id else None
     children = jobs.children(db, job_id)
+    training = training_of(job, events) if job.kind in LEARNERS else None
+    runs = _runs(db, job)
+    log = list(lines(events))
     context = {
         "job": job,
         "over": job.status in TERMINAL,
@@ -48,11 +60,16 @@ def job_page(job_id: str, request: Request, caller: Reader) -> Response:
         "asked": asked(job),
         "outlook": outlook(db, job, roster(db, lease_seconds=state.settings.lease_seconds)),
         "grace_seconds": state.settings.grace_seconds,
-        "reruns": reruns(db, job_id),
+        "reruns": [run for run in runs if run.rerun_of == job.id],
+        "compared": entries_of_runs(db, runs)[:_MOST_COMPARED] if len(runs) > 1 else [],
         "history": history_of(events),
-        "training": training_of(job, events) if job.kind in LEARNERS else None,
+        "training": training,
+        "curves": [name for name in CURVES if training_curve(training, name)] if training else [],
+        "log": log[-_LOG_LINES:],
+        "log_lines": len(log),
+        "show_bytes": show_bytes,
+        "upload": _upload(db, job, caller) if job.kind == "import" else None,
         "verdict": verdict,
-        "curve": curve_of(verdict.points) if verdict else None,
         "corruptions": _corruptions(job, events) if job.kind == "corruptions" else None,
         "stored": {kind for kind in ("evidence", "checkpoint") if stored_file(state.artifacts, job, kind)},
         "judges": _judges(job),
@@ -61,9 +78,29 @@ def job_page(job_id: str, request: Request, caller: Reader) -> Response:
     return templates.TemplateResponse(request, "job.html", context)
 
 
+@router.get("/jobs/{job_id}/curves.svg", dependencies=[needs("read")])
+def job_curve(job_id: str, of: CurveName, request: Request) -> Response:
+    """A curve of a training as a file."""
+    db = state_of(request).db
+    job = jobs.get(db, job_id)
+    training = training_of(job, jobs.events(db, job_id)) if job.kind in LEARNERS else None
+    chart = training_curve(training, of) if training else None
+    if chart is None:
+        raise NoFileError(f"job {job_id} has no curve of its {of}: that takes a training with an epoch behind it")
+    return svg_file(chart, f"{job_id}-{of}.svg")
+
+
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(job_id: str, request: Request, caller: Submitter) -> Response:
     jobs.cancel(state_of(request).db, job_id, caller=caller)
+    return RedirectResponse(f"/jobs/{job_id}", 303)
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume_job(job_id: str, request: Request, caller: Submitter) -> Response:
+    state = state_of(request)
+    jobs.resume(state.db, job_id, caller=caller, max_queued=state.settings.max_queued)
+    ring(state.db, state.settings)
     return RedirectResponse(f"/jobs/{job_id}", 303)
 
 
@@ -120,6 +157,20 @@ def _corruptions(job: Job, events: Sequence[JobEvent]) -> CorruptionTable:
 def _mean(accuracies: Sequence[float | None]) -> float | None:
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     return fmean(known) if len(known) == len(accuracies) else None
+
+
+def _runs(db: Engine, job: Job) -> list[Job]:
+    """The job, the one that it runs again, and those that run it again."""
+    before = [jobs.get(db, job.rerun_of)] if job.rerun_of else []
+    return [*before, job, *reruns(db, job.id)]
+
+
+def _upload(db: Engine, job: Job, caller: Caller) -> Upload | None:
+    """The upload that an import takes in, where the caller may know of it."""
+    same = select(Upload).where(Upload.sha256 == job.recipe["upload"], Upload.finished_at.is_not(None))
+    with reading(db) as session:
+        uploads = session.scalars(same.order_by(Upload.finished_at)).all()
+    return next((upload for upload in uploads if caller.owns(upload.key_id)), None)
 
 
 def _judges(job: Job) -> list[str]:

@@ -82,8 +82,7 @@ def create_key(request: Request, form: Form, caller: Admin) -> Response:
     try:
         wanted = _wanted(form)
     except ValidationError as error:
-        refusal = "; ".join(map(str, explain(error.errors(), form, keys.KeyRequest)))
-        return _keys(request, 422, form=form, refusal=refusal)
+        return _keys(request, 422, form=form, faults=explain(error.errors(), form, keys.KeyRequest))
     row, text = keys.create(state.db, state.settings, wanted, caller=caller)
     return _keys(request, made=row, text=text)
 

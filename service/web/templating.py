@@ -1,6 +1,7 @@
 """What all pages share: the templates, what they call, and the page of an error."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from dkl.architectures import Model, show_model
 from dkl.datasets import show_name
 from dkl.documents import show_pixels
+from dkl.explain import Fault
 from service import wording
 from service.measured import show_suite, why_unranked
 from service.rows import Board
@@ -28,8 +30,9 @@ def wants_html(request: Request) -> bool:
     return not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", "")
 
 
-def error_page(request: Request, status: int, sentence: str) -> Response:
-    return templates.TemplateResponse(request, "error.html", {"status": status, "sentence": sentence}, status)
+def error_page(request: Request, status: int, sentence: str, faults: Sequence[Fault] = ()) -> Response:
+    context = {"status": status, "sentence": sentence, "faults": faults}
+    return templates.TemplateResponse(request, "error.html", context, status)
 
 
 # --- what templates call ----------------------------------------------------------------------------------
@@ -53,6 +56,10 @@ def _architecture(job: Job) -> str:
         return show_model(_MODEL.validate_python(document))
     except ValidationError:
         return str(document.get("kind", "a network"))
+
+
+def _board(job: Job) -> Board:
+    return Board(dataset=job.dataset, threat_model=job.norm or "corruptions", eps=job.eps)
 
 
 def _board_url(board: Board, **more: str | int) -> str:
@@ -79,6 +86,7 @@ templates.env.filters.update(
     since=wording.since,
     when=wording.when,
     title_of=_title,
+    board=_board,
     suite_of=show_suite,
     hedge=_hedge,
     unranked=why_unranked,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from dkl.documents import show_pixels
 from dkl.intervals import wilson_interval
 from service.measured import show_suite
 from service.tables import Job, JobEvent
+from service.web.charts import Chart, Series, line_chart
 
 Interval = tuple[float, float]
 
@@ -56,6 +58,7 @@ class Verdict:
     """An evaluation as its page shows it."""
 
     protocol: str
+    norm: str
     policy: str
     """The policy in a sentence."""
     screen: bool
@@ -78,6 +81,23 @@ class Verdict:
     def by_radius(self) -> list[tuple[float, list[Step]]]:
         """The steps, the clean pass under radius 0."""
         return [(eps, list(steps)) for eps, steps in groupby(self.steps, key=lambda step: step.eps)]
+
+    @cached_property
+    def chart(self) -> Chart | None:
+        """The curve as a picture; None for one radius."""
+        robust = Series(
+            "Robust accuracy",
+            [(point.eps, point.accuracy) for point in self.points],
+            band=[(point.eps, *point.interval) for point in self.points],
+        )
+        return line_chart(
+            f"Robust accuracy over the {self.norm} radius",
+            [robust],
+            x_label=f"{self.norm} radius",
+            y_label="robust accuracy",
+            percent=True,
+            x_format=lambda eps: show_pixels(eps) if eps else "0",
+        )
 
 
 def verdict_of(job: Job, events: Sequence[JobEvent]) -> Verdict:
@@ -110,7 +130,12 @@ def _final(job: Job, result: Mapping[str, Any]) -> Verdict:
 
 def _asked(job: Job) -> dict[str, Any]:
     policy = job.recipe.get("policy", "exact")
-    return {"protocol": show_suite(job), "policy": POLICIES[policy], "screen": policy == "screen"}
+    return {
+        "protocol": show_suite(job),
+        "norm": job.norm or "",
+        "policy": POLICIES[policy],
+        "screen": policy == "screen",
+    }
 
 
 def _interval(result: Mapping[str, Any], which: str) -> Interval:
@@ -148,8 +173,13 @@ def _phase(phase: str) -> str:
 def _classes(job: Job, result: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
     robust = result["class_robust_accuracy"]
     clean = result.get("class_clean_accuracy") or [None] * len(robust)
-    names = DATASETS[job.dataset].class_names if job.dataset in DATASETS else map(str, range(len(robust)))
-    return list(zip(names, clean, robust, strict=False))
+    return list(zip(class_names(job.dataset, len(robust)), clean, robust, strict=False))
+
+
+def class_names(dataset: str, classes: int) -> list[str]:
+    """What the classes are called, or their numbers where nobody has said it here."""
+    names = DATASETS[dataset].class_names if dataset in DATASETS else ()
+    return [names[k].replace("_", " ") if k < len(names) else str(k) for k in range(classes)]
 
 
 def _cautions(job: Job, result: Mapping[str, Any]) -> list[str]:
@@ -221,54 +251,3 @@ def _steps_so_far(said: Sequence[Mapping[str, Any]], images: int) -> list[Step]:
 def _standing_after(steps: Sequence[Step], eps: float, images: int) -> Point:
     standing = images - sum(step.broken for step in steps if step.eps <= eps)
     return Point(eps, standing / images, wilson_interval(standing, images))
-
-
-# --- the curve as a picture -------------------------------------------------------------------------------
-
-
-class Tick(NamedTuple):
-    at: float
-    text: str
-
-
-class Curve(NamedTuple):
-    """Robust accuracy over the radius in a frame of 100 x 60, y downwards."""
-
-    line: str
-    """Points of an SVG polyline."""
-    band: str
-    """Points of an SVG polygon around the 95 % intervals."""
-    dots: list[tuple[float, float, Point]]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-
-
-def curve_of(points: Sequence[Point]) -> Curve | None:
-    if not points:
-        return None
-    widest = points[-1].eps
-
-    def x(point: Point) -> float:
-        return round(100 * point.eps / widest, 2)
-
-    def y(accuracy: float) -> float:
-        return round(60 * (1 - accuracy), 2)
-
-    lower = [f"{x(p)},{y(p.interval[0])}" for p in points]
-    upper = [f"{x(p)},{y(p.interval[1])}" for p in points]
-    return Curve(
-        line=" ".join(f"{x(p)},{y(p.accuracy)}" for p in points),
-        band=" ".join([*upper, *reversed(lower)]),
-        dots=[(x(p), y(p.accuracy), p) for p in points],
-        x_ticks=_apart([Tick(x(p), show_pixels(p.eps) if p.eps else "0") for p in points]),
-        y_ticks=[Tick(y(part / 4), f"{25 * part}") for part in range(5)],
-    )
-
-
-def _apart(ticks: Sequence[Tick], distance: float = 13) -> list[Tick]:
-    """The last of `ticks`, and of the others those that leave room for their texts."""
-    kept = [ticks[-1]]
-    for tick in reversed(ticks[:-1]):
-        if kept[-1].at - tick.at >= distance:
-            kept.append(tick)
-    return kept[::-1]

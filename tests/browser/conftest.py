@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from service import claims, jobs
 from service.app import create_app
 from service.db import migrate
+from service.moves import TERMINAL
 from service.settings import Settings
 from service.tables import Job
 
@@ -141,5 +142,5 @@ def running(site: story.Site) -> Iterator[tuple[Job, claims.Claim]]:
         claims.append(site.db, claim, story.epoch(number, 10))
     claims.append(site.db, claim, story.progress(2, 10, "epoch 3 of 10"))
     yield job, claim
-    if jobs.get(site.db, job.id).status not in jobs.TERMINAL:
+    if jobs.get(site.db, job.id).status not in TERMINAL:
         claims.fail(site.db, claim, "the test is over")

@@ -4,12 +4,16 @@ import hashlib
 import tomllib
 from pathlib import Path
 
-VENDOR = Path(__file__).parents[2] / "service" / "web" / "static" / "vendor"
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SERVED, TESTING = ROOT / "service" / "web" / "static" / "vendor", ROOT / "tests" / "data" / "axe"
 
 
-def test_vendored_files_are_the_published_ones() -> None:
-    entries = tomllib.loads((VENDOR / "vendor.lock").read_text())["file"]
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in VENDOR.iterdir()}
+@pytest.mark.parametrize("folder", [SERVED, TESTING], ids=["served", "testing"])
+def test_vendored_files_are_the_published_ones(folder: Path) -> None:
+    entries = tomllib.loads((folder / "vendor.lock").read_text())["file"]
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     del found["vendor.lock"]
     assert found == {entry["file"]: entry["sha256"] for entry in entries}
     licensed = {entry["name"] for entry in entries if entry["origin"] == "LICENSE"}

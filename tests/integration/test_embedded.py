@@ -106,7 +106,7 @@ def test_cancel_ends_within_seconds(start_embedded: Start, settings: Settings, w
     assert time.monotonic() - asked < 15
     assert job["reason"] == "canceled while it ran"
     assert job["result"] is None
-    wait_until(lambda: not settings.workdir(job_id).exists(), what="its work to be cleared away")
+    assert settings.workdir(job_id).exists()  # it may be resumed
     after = client.submit("natural-digits", {"epochs": 1})["id"]
     ends(client, after)
 

@@ -31,6 +31,8 @@ from service import claims, jobs, keys
 from service.app import create_app
 from service.callers import COMMAND_LINE
 from service.db import connect, migrate
+from service.imported import bring
+from service.in_print import packaged_documents
 from service.settings import Settings
 
 WITHOUT, READ, SUBMIT, ADMIN = "without a key", "read", "submit", "admin"
@@ -84,8 +86,16 @@ def known(service: tuple[FastAPI, Mapping[str, str]]) -> Mapping[str, list[str]]
     return {
         "job_id": [training, evaluation, distillation, canceled],
         "name": ["ikl-at-digits"],
+        "entry": [evaluation, "robustbench-cifar10-Linf-Standard", _imported(db)],
         "key_id": [keys.create(db, app.state.dkl.settings, spare, caller=COMMAND_LINE)[0].id],
     }
+
+
+def _imported(db: Engine) -> str:
+    """A published row that somebody imported, until it is deleted."""
+    found = packaged_documents()[0].model_copy(update={"key": "Imported"})
+    bring(db, [found], caller=COMMAND_LINE)
+    return found.entry
 
 
 def _ended(db: Engine, name: str, overrides: dict[str, Any], finished: Any) -> str:

@@ -32,7 +32,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     copied = folder / "source"
     copied.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "dkl", "service", "workers", "migrations"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "dkl", "service", "workers", "migrations", "docs"):
         (copied / name).symlink_to(ROOT / name)
     subprocess.run([*command, str(copied)], check=True, capture_output=True, env={"PATH": "/usr/bin:/bin"})
     (wheel,) = folder.glob("*.whl")
@@ -55,6 +55,9 @@ def test_the_package_alone_serves_without_torch(installed: Path, processes: Proc
         page = http.get("/", headers={"Accept": "text/html"}, follow_redirects=True)
         assert page.status_code == 200
         assert http.get("/static/dkl.css").status_code == 200
+        assert "Philox" in http.get("/docs/evaluation").text
+        assert http.get("/docs/leaderboard.png").headers["content-type"] == "image/png"
+        assert http.get("/api/v1/distillation").json()["total"] > 100
         assert http.get("/metrics").status_code == 200
     process.terminate()
     assert process.wait(20) == 0

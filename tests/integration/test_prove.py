@@ -1,13 +1,19 @@
 """`dklbench verify` and `dklbench compare` as a user types them, on evidence that a short attack leaves."""
 
+import socket
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import uvicorn
+from samples import JUDGED
 from torch.nn.functional import cross_entropy
 from trials import cnn, evaluation, write_images
 
@@ -16,13 +22,19 @@ from dkl.batches import as_pixels
 from dkl.datasets import load
 from dkl.documents import ThreatModel
 from dkl.engine import run
-from dkl.evidence import About, EvidenceStage, data_sha256, read_evidence, write_evidence
-from dkl.packing import pack
+from dkl.events import Finished
+from dkl.evidence import About, EvidenceStage, data_sha256, pictured, read_evidence, write_evidence
+from dkl.packing import of_clean_pass, pack
 from dkl.recipes import fingerprint
 from dkl.tally import Finding, Tally
-from dkl.verify import classify, verify
+from dkl.verify import predict, verify
 from dkl.weights import save_checkpoint
+from service import claims, files, jobs, verifications
+from service.app import create_app
 from service.cli import main
+from service.db import migrate
+from service.settings import Settings
+from service.state import State
 
 IMAGES, EPS = 24, (0.02, 0.05)
 
@@ -44,18 +56,17 @@ def judge(folder: Path, seed: int, *, data_of: int = 0) -> Judged:
     arrays = load("npz:tiny", "test", data_dir)
     x, y = torch.from_numpy(arrays.images).permute(0, 3, 1, 2), torch.from_numpy(arrays.labels)
     x = as_pixels(x).requires_grad_()
-    correct, _ = classify(model, x, y)
     gradient = torch.autograd.grad(cross_entropy(model(x), y), x)[0]
     x = x.detach()
     tally = Tally(np.arange(IMAGES), arrays.labels, seed=0)
-    tally.clean_correct = correct.numpy()
+    tally.add(0, of_clean_pass(np.arange(IMAGES), predict(model, x), y, (1, 8, 8)))
     for stage, eps in enumerate(EPS, start=1):
         tally.begin_radius()
         threat = ThreatModel(norm="Linf", eps=eps)
         x_adv = (x + eps * gradient.sign()).clamp(0, 1)
         rows = torch.from_numpy(tally.standing())
         rows = rows[verify(model, x[rows], x_adv[rows], y[rows], threat).broken]
-        in_8_bits, rounded = pack(model, x[rows], x_adv[rows], y[rows], threat)
+        in_8_bits, rounded, of_rounded = pack(model, x[rows], x_adv[rows], y[rows], threat)
         count = len(rows)
         tally.add(
             stage,
@@ -70,6 +81,7 @@ def judge(folder: Path, seed: int, *, data_of: int = 0) -> Judged:
                 x8=rounded[in_8_bits].numpy(),
                 x32=x_adv[rows][~in_8_bits].numpy(),
                 in_8_bits=in_8_bits.numpy(),
+                predicted=of_rounded.where(in_8_bits, predict(model, x_adv[rows])).numpy().astype(np.int32),
             ),
         )
     checkpoint = folder / f"model{seed}.safetensors"
@@ -77,11 +89,12 @@ def judge(folder: Path, seed: int, *, data_of: int = 0) -> Judged:
         checkpoint, model, architecture=CNN(width=4), channels=1, classes=10, dataset="npz:tiny"
     )
     recipe = evaluation(eps=EPS[1], curve=[EPS[0]])
+    of_data = data_sha256(arrays, np.arange(IMAGES))
     about = About(
         recipe=recipe.model_dump(mode="json"),
         fingerprint=fingerprint(recipe),
         checkpoint_sha256=sha256,
-        data_sha256=data_sha256(arrays, np.arange(IMAGES)),
+        data_sha256=of_data,
         stages=[
             EvidenceStage(name="clean", phase="clean", eps=0.0),
             *(EvidenceStage(name="fgsm", phase="suite", eps=eps) for eps in EPS),
@@ -89,7 +102,8 @@ def judge(folder: Path, seed: int, *, data_of: int = 0) -> Judged:
         engine="one step",
         versions={},
     )
-    evidence = tally.evidence(about, (1, 8, 8))
+    rows_clean = pictured(of_data, IMAGES, (1, 8, 8))
+    evidence = tally.evidence(about, rows_clean, arrays.images[rows_clean].transpose(0, 3, 1, 2))
     assert 0 < len(evidence.rows8) < IMAGES
     assert set(evidence.broken_at) == {-1, 0, 1}
     write_evidence(folder / f"evidence{seed}.safetensors", evidence)
@@ -152,6 +166,109 @@ def test_another_checkpoint_other_data_and_no_evidence_are_one_sentence(dklbench
         assert code == 1
         assert said.startswith("error: ")
         assert sentence in said
+
+
+# --- an entry of a service --------------------------------------------------------------------------------
+
+
+@dataclass
+class Served:
+    """A service in this process."""
+
+    url: str
+    state: State
+
+    def entry(self, judged: Judged) -> str:
+        """An evaluation that left this evidence of this checkpoint."""
+        db, store = self.state.db, self.state.artifacts
+        stored = {
+            f"{role}_sha256": files.keep(db, store, path, key_id=None)
+            for role, path in (("evidence", judged.evidence), ("checkpoint", judged.checkpoint))
+        }
+        job = jobs.create(db, evaluation())
+        claim = claims.claim(db, job.id, worker="w", lease_seconds=60)
+        assert claim is not None
+        claims.finish(db, claim, Finished(result=JUDGED.result.model_copy(update={"images": IMAGES, **stored})))
+        return job.id
+
+
+@pytest.fixture
+def anonymous() -> str:
+    """What one may do at the service without a key."""
+    return "submit"
+
+
+@pytest.fixture
+def served(settings: Settings, anonymous: str) -> Iterator[Served]:
+    app = create_app(settings.model_copy(update={"anonymous": anonymous}))
+    state: State = app.state.dkl
+    migrate(state.db)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.02)
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", state)
+        state.streams.close()
+        server.should_exit = True
+        thread.join(20)
+
+
+def entry_words(served: Served, job_id: str, judged: Judged) -> list[object]:
+    return ["verify", job_id, "--url", served.url, "--data-dir", judged.data_dir, "--device", "cpu"]
+
+
+def test_what_came_out_for_an_entry_is_recorded(dklbench: Run, served: Served, tmp_path: Path) -> None:
+    judged = judge(tmp_path, 0)
+    job_id, evidence = served.entry(judged), read_evidence(judged.evidence)
+    code, printed, _ = dklbench(*entry_words(served, job_id, judged), "--no-report")
+    assert (code, "every claim holds" in printed, "recorded" in printed) == (0, True, False)
+    assert verifications.latest(served.state.db, job_id) is None
+    code, printed, _ = dklbench(*entry_words(served, job_id, judged))
+    assert (code, f"the outcome is recorded with job {job_id}" in printed) == (0, True)
+    recorded = verifications.latest(served.state.db, job_id)
+    assert recorded is not None
+    assert (recorded.images, recorded.adversarial) == (IMAGES, len(evidence.rows8) + len(evidence.rows32))
+    assert (recorded.faults, recorded.sentences, recorded.actor, recorded.device) == (0, [], "anonymous", "cpu")
+    assert recorded.versions["torch"] == version("torch")
+
+
+def test_a_lie_in_an_entry_is_recorded(dklbench: Run, served: Served, tmp_path: Path) -> None:
+    judged = judge(tmp_path, 0)
+    evidence = read_evidence(judged.evidence)
+    predicted = np.where(evidence.clean_correct, evidence.predicted, 11).astype(np.int32)
+    x_clean = evidence.x_clean.copy()
+    x_clean[2] += 1
+    write_evidence(judged.evidence, replace(evidence, predicted=predicted, x_clean=x_clean))
+    job_id = served.entry(judged)
+    code, printed, _ = dklbench(*entry_words(served, job_id, judged))
+    recorded = verifications.latest(served.state.db, job_id)
+    assert recorded is not None
+    assert recorded.faults == 1 + (~evidence.clean_correct).sum()
+    assert (
+        f"image {evidence.rows_clean[2]} has a clean picture that is not the data set's image"
+        in recorded.sentences
+    )
+    assert (code, "the outcome is recorded" in printed) == (1, True)
+
+
+@pytest.mark.parametrize("anonymous", ["read"])
+def test_whoever_may_not_report_proves_all_the_same(dklbench: Run, served: Served, tmp_path: Path) -> None:
+    judged = judge(tmp_path, 0)
+    job_id = served.entry(judged)
+    code, printed, _ = dklbench(*entry_words(served, job_id, judged))
+    assert (code, "every claim holds" in printed) == (0, True)
+    assert "the outcome was not recorded: this needs an API key with scope submit" in printed
+    assert verifications.latest(served.state.db, job_id) is None
+
+
+@pytest.mark.parametrize("name", ["Wang2023Better_WRN-70-16", "ikl-at-cifar100-wrn34-10", "0123456789abc"])
+def test_a_published_row_has_nothing_to_verify(dklbench: Run, name: str) -> None:
+    code, _, said = dklbench("verify", name)
+    assert code == 1
+    assert f"error: {name} is no file and no evaluation's id; published results have no evidence here" in said
 
 
 def test_the_model_is_asked_with_the_preprocessing_it_was_judged_with(dklbench: Run, tmp_path: Path) -> None:

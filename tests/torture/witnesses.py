@@ -102,5 +102,7 @@ def unlike_evidence(a: Path, b: Path) -> list[str]:
     return unlike + (["data_sha256"] if one.about.data_sha256 != other.about.data_sha256 else [])
 
 
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    if a is None or b is None:  # arrays that older evidence does not have
+        return a is b
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from samples import TRAIN
+from samples import TRAIN, TRAINED
 from sqlalchemy import Engine, select, update
 
 from dkl.catalog import resolve
-from service import claims, files, jobs, uploads
+from service import claims, files, jobs, uploads, workdirs
 from service.artifacts import Store, store_for
 from service.callers import ANONYMOUS, COMMAND_LINE, Caller
 from service.collect import Garbage, collect, collect_alone, collect_as
@@ -22,9 +22,11 @@ from service.keys import create as create_key
 from service.moves import TERMINAL
 from service.settings import Settings
 from service.stored import NeededError, release_files
-from service.tables import Artifact, AuditEvent, Upload
+from service.tables import Artifact, AuditEvent, Chunk, Job, Upload
 
 DAY = 86400.0
+EVALUATION = resolve("autoattack-cifar10-linf", {"model": {"timm": "resnet18.a1_in1k"}})
+PARTS = [(0, 0), (0, 1)]
 
 
 @pytest.fixture
@@ -184,10 +186,13 @@ def test_a_finished_upload_keeps_its_content_until_a_job_should_have_used_it(
 def test_work_folders_of_jobs_that_have_ended(
     db: Engine, settings: Settings, store: Store, tmp_path: Path
 ) -> None:
-    ended, living = jobs.create(db, TRAIN), jobs.create(db, TRAIN)
-    jobs.cancel(db, ended.id, caller=ANONYMOUS)
+    ended, stopped, living = (jobs.create(db, TRAIN) for _ in range(3))
+    claim = claims.claim(db, ended.id, worker="w", lease_seconds=60)
+    assert claim is not None
+    claims.finish(db, claim, TRAINED)
+    jobs.cancel(db, stopped.id, caller=ANONYMOUS)  # it may be resumed
     unknown, recent = "0" * 12, "1" * 12
-    for name in (ended.id, living.id, unknown, recent, "notes"):
+    for name in (ended.id, stopped.id, living.id, unknown, recent, "notes"):
         (settings.workdir(name) / "folder").mkdir(parents=True)
         (settings.workdir(name) / "folder" / "last.pt").write_bytes(bytes(1000))
     (tmp_path / "elsewhere").mkdir()
@@ -201,8 +206,103 @@ def test_work_folders_of_jobs_that_have_ended(
     assert all(garbage.size >= 1000 for garbage in seen)
     assert list(collect(db, store, settings)) == seen
     left = {path.name for path in settings.workdir("").iterdir()}
-    assert left == {living.id, recent, "notes", "2" * 12}
+    assert left == {stopped.id, living.id, recent, "notes", "2" * 12}
     assert (tmp_path / "elsewhere").is_dir()
+
+
+# --- what a job could be resumed from ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(db: Engine, settings: Settings, store: Store, tmp_path: Path) -> Job:
+    """An evaluation that was canceled when one of its two chunks was done."""
+    job = jobs.create(db, EVALUATION)
+    claim = claims.claim(db, job.id, worker="w", lease_seconds=60)
+    assert claim is not None
+    claims.announce(db, claim, PARTS)
+    assert [claims.take_chunk(db, claim, PARTS) for _ in range(2)] == [(0, 0), (0, 0)]
+    claims.chunk_done(db, claim, (0, 0), found_sha256=keep(db, store, tmp_path, b"verdicts"))
+    claims.take_chunk(db, claim, PARTS)
+    settings.workdir(job.id).mkdir(parents=True)
+    (settings.workdir(job.id) / "last.pt").write_bytes(b"state")
+    jobs.cancel(db, job.id)
+    claims.stopped(db, claim)
+    return jobs.get(db, job.id)
+
+
+def end_long_ago(db: Engine, job: Job) -> None:
+    with writing(db) as session:
+        session.get_one(Job, job.id).finished_at = job.created_at - 2 * DAY
+
+
+def chunks(db: Engine) -> list[tuple[claims.Part, int | None, bool]]:
+    """Each with its holder, and whether its verdicts are known."""
+    with reading(db) as session:
+        found = session.scalars(select(Chunk).order_by(Chunk.batch))
+        return [((chunk.stage, chunk.batch), chunk.attempt, chunk.found_sha256 is not None) for chunk in found]
+
+
+def test_a_canceled_evaluation_goes_on_with_the_verdicts_that_it_had(
+    db: Engine, settings: Settings, store: Store, stopped: Job
+) -> None:
+    age(db, store, hashlib.sha256(b"verdicts").hexdigest())
+    assert list(collect(db, store, settings)) == []
+    assert chunks(db) == [((0, 0), 1, True), ((0, 1), None, False)]
+    jobs.resume(db, stopped.id)
+    end_long_ago(db, stopped)  # it counts no more
+    assert list(collect(db, store, settings)) == []
+    claim = claims.claim(db, stopped.id, worker="w", lease_seconds=60)
+    assert claim is not None
+    assert list(claims.chunks_done(db, claim)) == [(0, 0)]
+    assert claims.take_chunk(db, claim, PARTS) == (0, 1)
+    assert (settings.workdir(stopped.id) / "last.pt").read_bytes() == b"state"
+
+
+def test_after_a_while_it_cannot_go_on_but_begins_anew(
+    db: Engine, settings: Settings, store: Store, stopped: Job
+) -> None:
+    sha256 = hashlib.sha256(b"verdicts").hexdigest()
+    age(db, store, sha256)
+    end_long_ago(db, stopped)
+    seen = list(collect(db, store, settings, dry_run=True))
+    assert [(garbage.what, garbage.name) for garbage in seen] == [
+        ("work folder", stopped.id),
+        ("verdicts", stopped.id),
+    ]
+    assert len(chunks(db)) == 2
+    assert names(list(collect(db, store, settings))) == [stopped.id, stopped.id, sha256]
+    assert chunks(db) == []
+    assert not settings.workdir(stopped.id).exists()
+    assert list(collect(db, store, settings)) == []
+    jobs.resume(db, stopped.id)
+    claim = claims.claim(db, stopped.id, worker="w", lease_seconds=60)
+    assert claim is not None
+    assert claims.chunks_done(db, claim) == {}
+
+
+def test_a_job_that_is_resumed_meanwhile_keeps_its_folder(db: Engine, settings: Settings, stopped: Job) -> None:
+    end_long_ago(db, stopped)
+    [(folder, _)] = workdirs.abandoned(db, settings)
+    jobs.resume(db, stopped.id)
+    assert not workdirs.remove(db, settings, folder)
+    assert (folder / "last.pt").exists()
+
+
+def test_an_interrupted_removal_is_completed(
+    db: Engine, settings: Settings, store: Store, stopped: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever resumes finds all of a folder, or nothing."""
+    end_long_ago(db, stopped)
+    [(folder, _)] = workdirs.abandoned(db, settings)
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda *_, **__: None)
+        workdirs.remove(db, settings, folder)
+    assert not folder.exists()
+    assert [path.name for path, _ in workdirs.abandoned(db, settings)] == [f"{stopped.id}.removed"]
+    jobs.resume(db, stopped.id)
+    folder.mkdir()  # by its next worker
+    list(collect(db, store, settings))
+    assert list(settings.workdir("").iterdir()) == [folder]
 
 
 def test_a_person_who_collects_is_in_the_audit_log(

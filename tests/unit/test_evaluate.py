@@ -41,6 +41,7 @@ from dkl.evaluate import evaluate
 from dkl.events import Progress
 from dkl.evidence import read_evidence
 from dkl.feasible import adaptations
+from dkl.flags import Flags, pack
 from dkl.intervals import wilson_interval
 from dkl.protocols import Policy
 from dkl.reverify import verify_evidence
@@ -497,6 +498,13 @@ def test_the_evidence_is_proved_and_says_what_the_result_says(norm, eps, engine,
     assert report.clean_accuracy == outcome.clean_accuracy < 1
     assert report.robust_accuracy == (outcome.robust_accuracy,)
     stands = record.standing(0)
+    assert record.about.format == 2  # so the report is about predictions and pictures, too
+    assert (record.predicted != record.labels).sum() == 20 - record.clean_correct.sum() > 0
+    assert len(set(record.predicted_adv[~stands & record.clean_correct].tolist())) > 1
+    assert len(record.x_clean) == 20
+    assert outcome.flags == Flags(
+        data_sha256=record.about.data_sha256, clean=pack(record.clean_correct), robust=pack(stands)
+    )
     assert record.images[stands].tolist() == left(events)
     assert outcome.robust_interval == wilson_interval(int(stands.sum()), 20)
     assert outcome.clean_interval == wilson_interval(int(record.clean_correct.sum()), 20)

@@ -22,7 +22,15 @@ from witness import evidence
 from dkl.batches import as_pixels
 from dkl.datasets import Arrays
 from dkl.events import Progress
-from dkl.evidence import About, Evidence, EvidenceError, data_sha256, read_evidence, write_evidence
+from dkl.evidence import (
+    About,
+    Evidence,
+    EvidenceError,
+    data_sha256,
+    pictured,
+    read_evidence,
+    write_evidence,
+)
 from dkl.recipes import fingerprint
 from dkl.reverify import VerificationReport, verify_evidence
 
@@ -141,6 +149,67 @@ def test_what_another_program_writes_is_read(tmp_path: Path) -> None:
     assert_same(read_evidence(raw(tmp_path / "raw")), evidence())
 
 
+SINCE_FORMAT_2 = ("predicted", "predicted_adv", "rows_clean", "x_clean")
+
+
+def test_a_file_of_format_1_is_read_and_stays_what_it_is(tmp_path: Path) -> None:
+    document = json.dumps(evidence().about.model_dump(mode="json") | {"format": 1})
+    read = read_evidence(raw(tmp_path / "raw", document, **dict.fromkeys(SINCE_FORMAT_2)))
+    assert all(getattr(read, name) is None for name in SINCE_FORMAT_2)
+    sha256 = write_evidence(tmp_path / "again", read)
+    assert sha256 == write_evidence(tmp_path / "cut", evidence().in_format_1())
+    assert_same(
+        replace(read, about=evidence().about, **{n: getattr(evidence(), n) for n in SINCE_FORMAT_2}), evidence()
+    )
+
+
+@pytest.mark.parametrize(
+    ("format_", "sentence"), [(1, r"format 1 has 14 arrays; missing: \[\]"), (2, "format 2 has 18")]
+)
+def test_each_format_has_its_arrays(tmp_path: Path, format_: int, sentence: str) -> None:
+    document = json.dumps(evidence().about.model_dump(mode="json") | {"format": format_})
+    without = dict.fromkeys(SINCE_FORMAT_2) if format_ == 2 else {}
+    with pytest.raises(EvidenceError, match=sentence):
+        read_evidence(raw(tmp_path / "raw", document, **without))
+    odd = evidence().in_format_1() if format_ == 2 else evidence()
+    about = odd.about.model_copy(update={"format": format_})
+    with pytest.raises(EvidenceError, match=sentence):
+        write_evidence(tmp_path / "written", replace(odd, about=about))
+
+
+# --- the clean pictures -----------------------------------------------------------------------------------
+
+
+def test_which_pictures_are_kept_follows_from_the_data() -> None:
+    rows = pictured("d" * 64, 10_000, (3, 32, 32))
+    assert rows.dtype == np.int32
+    assert len(rows) == 256
+    assert (np.diff(rows) > 0).all()
+    assert rows[-1] < 10_000
+    assert rows[:6].tolist() == [71, 218, 229, 325, 392, 411]  # for ever: files are checked against it
+    assert not np.array_equal(rows, pictured("e" * 64, 10_000, (3, 32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "kept"),
+    [(100, (3, 32, 32), 100), (5000, (3, 224, 224), 111), (3, (1, 4096, 4096), 1), (3, (1, 4097, 4096), 0)],
+)
+def test_pictures_are_few_and_small(count: int, shape: tuple[int, ...], kept: int) -> None:
+    assert len(pictured("d" * 64, count, shape)) == kept
+
+
+def test_evidence_of_images_too_large_to_keep_comes_back(tmp_path: Path) -> None:
+    none = {"rows8": np.zeros(0, np.int32), "x8": np.zeros((0, 1, 4097, 4096), np.uint8)}
+    none |= {"rows32": np.zeros(0, np.int32), "x32": np.zeros((0, 1, 4097, 4096), np.float32)}
+    none |= {"rows_clean": np.zeros(0, np.int32), "x_clean": np.zeros((0, 1, 4097, 4096), np.uint8)}
+    made = replace(evidence(broken_at=(-1,) * 5), **none)
+    write_evidence(tmp_path / "evidence", made)
+    assert_same(read_evidence(tmp_path / "evidence"), made)
+
+
+# --- refused ----------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
@@ -154,6 +223,10 @@ def test_what_another_program_writes_is_read(tmp_path: Path) -> None:
         ({"x8": np.zeros((2, 6), np.uint8)}, "channels, height and width"),
         ({"x8": np.zeros((3, 1, 2, 3), np.uint8)}, r"x8 must be U8 \(2, 1, 2, 3\)"),
         ({"x32": np.zeros((1, 1, 3, 2), np.float32)}, r"x32 must be F32 \(1, 1, 2, 3\)"),
+        ({"predicted": np.zeros(5, np.int64)}, r"predicted must be I32 \(5,\), found I64"),
+        ({"predicted_adv": np.zeros(6, np.int32)}, r"predicted_adv must be I32 \(5,\), found I32 \(6,\)"),
+        ({"x_clean": np.zeros((4, 1, 2, 3), np.uint8)}, r"x_clean must be U8 \(5, 1, 2, 3\)"),
+        ({"x_clean": np.zeros((5, 1, 3, 2), np.uint8)}, r"x_clean must be U8 \(5, 1, 2, 3\)"),
     ],
 )
 def test_arrays_of_another_form_are_refused(tmp_path: Path, arrays: dict[str, Any], sentence: str) -> None:
@@ -201,6 +274,14 @@ def changed(name: str, row: int, value: float) -> dict[str, np.ndarray]:
         (changed("target", 1, 1), "aims at another class than the label"),
         (changed("stage", 1, 1), "with at least its radius"),
         (changed("stage", 2, 0), "with at least its radius"),
+        (changed("predicted", 4, -2), "predicted must be at least -1"),
+        (changed("predicted", 0, 1), "classified correctly where its label is predicted"),
+        (changed("predicted", 4, 1), "classified correctly where its label is predicted"),
+        (changed("predicted_adv", 1, 1), "of another class than the label"),
+        (changed("predicted_adv", 1, -1), "of another class than the label"),
+        (changed("predicted_adv", 0, 2), "not broken has no predicted_adv"),
+        (changed("predicted_adv", 0, -2), "not broken has no predicted_adv"),
+        (changed("rows_clean", 2, 3), "rows_clean are those that the data name"),
     ],
 )
 def test_evidence_that_contradicts_itself_is_neither_read_nor_written(
@@ -228,7 +309,7 @@ def test_metadata_that_describe_no_evaluation_are_refused(tmp_path: Path) -> Non
         return {"recipe": document, "fingerprint": hashlib.sha256(canonical).hexdigest()}
 
     for changes, sentence in [
-        ({"format": 2}, "format: Input should be 1"),
+        ({"format": 3}, "format: Input should be 1 or 2"),
         ({"engine": 3}, "engine: Input should be a valid string"),
         ({"checkpoint_sha256": "short"}, "checkpoint_sha256: "),
         ({"fingerprint": "0" * 64}, r"the recipe has the fingerprint [0-9a-f]{64}, found 0000"),
@@ -285,6 +366,11 @@ TEST_SPLIT = first_pixels(0, 120, 100, 120, 255, 110, 125, 200)
 """Images 4 and 7 are misclassified."""
 
 
+def pictures(images: np.ndarray) -> np.ndarray:
+    """Of the six images below, all, as few as they are: uint8 (6, C, H, W)."""
+    return images[[0, 1, 2, 3, 5, 7]].transpose(0, 3, 1, 2)
+
+
 def honest(**changes: Any) -> Evidence:
     """Six images of the test split; rows 1, 3 (in 8 bits) and 4 (in 32) are broken, row 4 at 0.2 only."""
     images, at = np.array([0, 1, 2, 3, 5, 7]), [-1, 0, -1, 0, 1, -1]
@@ -295,8 +381,15 @@ def honest(**changes: Any) -> Evidence:
     x = torch.from_numpy(TEST_SPLIT.images[images]).permute(0, 3, 1, 2)
     x8, x32 = x[[1, 3]].clone(), as_pixels(x[[4]])
     x8[:, 0, 0, 0], x32[:, 0, 0, 0] = 130, 0.6
-    values = {"labels": np.zeros(6, np.int64), "x8": x8.numpy(), "x32": x32.numpy(), **changes}
-    return replace(made, **values)
+    values = {
+        "labels": np.zeros(6, np.int64),
+        "x8": x8.numpy(),
+        "x32": x32.numpy(),
+        "predicted": np.array([0, 0, 0, 0, 0, 1], np.int32),
+        "predicted_adv": np.array([-1, 1, -1, 1, 1, -1], np.int32),
+        "x_clean": pictures(TEST_SPLIT.images),
+    }
+    return replace(made, **values | changes)
 
 
 def checked(made: Evidence, **options: Any) -> VerificationReport:
@@ -316,6 +409,25 @@ def test_honest_evidence_is_proved(batch_size: int) -> None:
         images=6, adversarial=3, in_8_bits=2, faults=0, sentences=(),
         radii=(0.1, 0.2), clean_accuracy=5 / 6, robust_accuracy=(3 / 6, 2 / 6),
     )  # fmt: skip
+
+
+def test_evidence_of_format_1_is_proved_as_before() -> None:
+    assert checked(honest().in_format_1()) == checked(honest())
+    lie = replace(honest(), clean_correct=np.ones(6, np.bool_)).in_format_1()
+    assert checked(lie).sentences == ("image 7 is said to be classified correctly, and is classified wrongly",)
+
+
+def test_no_image_passes_the_model_twice() -> None:
+    class Counted(FirstPixel):
+        seen = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += len(x)
+            return super().forward(x)
+
+    model = Counted()
+    list(verify_evidence(honest(), loaded(model, classes=2), TEST_SPLIT, device="cpu", batch_size=4))
+    assert model.seen == 6 + 3
 
 
 def with_pixel(array: str, place: tuple[int, ...], value: float) -> dict[str, np.ndarray]:
@@ -391,6 +503,24 @@ LIES: dict[str, tuple[dict[str, Any], str, float, tuple[float, float]]] = {
         with_pixel("x8", (1, 0, 0, 0), 127),
         "image 3 has an adversarial image that is classified correctly", 5 / 6, (4 / 6, 3 / 6),
     ),
+    "another class": (
+        {"predicted": np.array([0, 0, 0, 0, 0, 2], np.int32)},
+        "image 7 is said to be classified as class 2, and is classified as class 1", 5 / 6, (3 / 6, 2 / 6),
+    ),
+    "fooled into another class": (
+        {"predicted_adv": np.array([-1, 1, -1, 2, 1, -1], np.int32)},
+        "image 3 has an adversarial image that is said to be classified as class 2, and is classified as class 1",
+        5 / 6, (3 / 6, 2 / 6),
+    ),
+    "fooled into another class, in 32 bits": (
+        {"predicted_adv": np.array([-1, 1, -1, 1, 2, -1], np.int32)},
+        "image 5 has an adversarial image that is said to be classified as class 2, and is classified as class 1",
+        5 / 6, (3 / 6, 2 / 6),
+    ),
+    "another picture": (
+        with_pixel("x_clean", (4, 0, 1, 1), 101),
+        "image 5 has a clean picture that is not the data set's image", 5 / 6, (3 / 6, 2 / 6),
+    ),
 }  # fmt: skip
 
 
@@ -414,7 +544,7 @@ def test_logits_that_are_no_numbers_prove_nothing() -> None:
         data_sha256=data_sha256(TEST_SPLIT, images), **wide,
     )  # fmt: skip
     made = replace(made, labels=honest().labels, x8=white["x8"], x32=honest().x32)
-    report = checked(made)
+    report = checked(made.in_format_1())
     assert report.sentences == ("image 1 has an adversarial image that has logits that are not finite",)
     assert report.robust_accuracy == (4 / 6, 3 / 6)
 
@@ -424,10 +554,16 @@ def test_a_clean_image_without_finite_logits_is_not_classified_correctly() -> No
     images[0, 1, 2, 0] = 255
     split = Arrays(images, TEST_SPLIT.labels, 2)
     of_split = honest().about.model_copy(update={"data_sha256": data_sha256(split, honest().images)})
-    *_, report = verify_evidence(
-        honest(about=of_split), loaded(FirstPixel(), classes=2), split, device="cpu", batch_size=8
-    )
-    assert report.sentences == ("image 0 is said to be classified correctly, and is classified wrongly",)
+    lie = honest(about=of_split, x_clean=pictures(split.images))
+
+    def sentences(made: Evidence) -> tuple[str, ...]:
+        *_, report = verify_evidence(made, loaded(FirstPixel(), classes=2), split, device="cpu", batch_size=8)
+        return report.sentences
+
+    assert sentences(lie) == ("image 0 is said to be classified correctly, and is classified wrongly",)
+    wrong = replace(lie, clean_correct=np.array([0, 1, 1, 1, 1, 0], np.bool_))
+    assert sentences(wrong) == ("image 0 is said to be classified as class 0, and is classified as no class",)
+    assert sentences(replace(wrong, predicted=np.array([-1, 0, 0, 0, 0, 1], np.int32))) == ()
 
 
 def test_all_faults_are_counted_and_ten_are_told_in_order() -> None:
@@ -436,7 +572,7 @@ def test_all_faults_are_counted_and_ten_are_told_in_order() -> None:
     made = evidence(
         images=count.tolist(), clean="1" * 30, broken_at=[-1] * 30, data_sha256=data_sha256(split, count)
     )
-    made = replace(made, labels=np.zeros(30, np.int64))
+    made = replace(made, labels=np.zeros(30, np.int64)).in_format_1()
     *_, report = verify_evidence(made, loaded(FirstPixel()), split, device="cpu", batch_size=8)
     assert report.faults == 30
     assert [sentence.split(" is ")[0] for sentence in report.sentences] == [f"image {i}" for i in range(10)]

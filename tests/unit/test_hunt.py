@@ -442,7 +442,7 @@ def test_looking_less_often_gives_the_same_verdicts(kind, norm, monkeypatch):
     search._body.register_forward_hook(lambda module, args, out: sizes.add(len(out)))
     model.register_forward_hook(lambda module, args, out: asked.append(len(out)))
     gpu = finish(chase(attack, model, x, y, threat, search=search))
-    for name in ("broken", "restart", "target", "step", "flat"):
+    for name in ("broken", "predicted", "restart", "target", "step", "flat"):
         assert torch.equal(getattr(cpu, name), getattr(gpu, name)), name
     assert torch.equal(cpu.x_adv[cpu.broken], gpu.x_adv[cpu.broken])
     assert (gpu.margin <= cpu.margin).all()

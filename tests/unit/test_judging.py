@@ -1,12 +1,16 @@
 """Sharing an evaluation: any number of workers, in any order and with duplicates, come to the same bytes."""
 
+import json
 import random
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 import torch
 from torch import nn
 from trials import batches, cnn, evaluation, judge, loaded, quick_suite, result, write_images
@@ -16,9 +20,11 @@ from dkl.attacks.search import Precision
 from dkl.datasets import load
 from dkl.engine import open_evaluation, run, started
 from dkl.events import BatchDone, EvaluateResult, Finished, Progress
+from dkl.evidence import read_evidence, write_evidence
 from dkl.judging import Evaluation
 from dkl.protocols import Evaluate
 from dkl.shelf import read_judged, write_judged
+from dkl.tally import Finding
 from dkl.units import Judged, Unit
 from dkl.weights import save_checkpoint
 
@@ -140,6 +146,53 @@ def test_a_random_model_answers_all_workers_the_same(tmp_path: Path) -> None:
     (folder := tmp_path / "store").mkdir()
     shared(workers, folder, 0)
     assert [without_seconds(worker.result(tmp_path)) for worker in workers] == [expected, expected]
+
+
+def test_models_judged_on_the_same_images_keep_the_same_pictures(tmp_path: Path) -> None:
+    write_images(tmp_path, cnn(), 300)
+    kept = []
+    for seed in (0, 1):
+        recipe = evaluation(seed=seed, chunk_size=100 + seed, suite=[{"kind": "apgd-ce", "steps": 1}])
+        judge(recipe, cnn(seed=seed), tmp_path, tmp_path / str(seed))
+        kept.append(read_evidence(tmp_path / str(seed) / "evidence.safetensors"))
+    one, other = kept
+    assert not np.array_equal(one.predicted, other.predicted)
+    assert len(one.x_clean) == 256
+    np.testing.assert_array_equal(one.rows_clean, other.rows_clean)
+    np.testing.assert_array_equal(one.x_clean, other.x_clean)
+    images = load("npz:tiny", "test", tmp_path).images
+    np.testing.assert_array_equal(one.x_clean, images[one.rows_clean].transpose(0, 3, 1, 2))
+
+
+# --- begun by the version before ---------------------------------------------------------------------------
+
+
+def as_before_predictions(path: Path) -> None:
+    """A file of judged units as the version wrote it that knew no predictions."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        about = json.loads(file.metadata()["dkl"])
+        arrays = {name: file.get_tensor(name) for name in Finding._fields if name != "predicted"}
+    del about["predicted_sha256"]
+    path.write_bytes(safetensors.numpy.save(arrays, metadata={"dkl": json.dumps(about)}))
+
+
+def test_an_evaluation_that_the_version_before_began_is_finished(tmp_path: Path) -> None:
+    """Nothing is judged again; the evidence is of the format of then."""
+    model = cnn()
+    write_images(tmp_path, model, 14)
+    recipe = evaluation(eps=0.01, suite=SUITE, chunk_size=5)
+    whole = result(judge(recipe, model, tmp_path))
+    evidence = read_evidence(tmp_path / "work" / "evidence.safetensors")
+    verdicts = sorted((tmp_path / "work").glob("stage-*"))
+    for path in verdicts[:4]:
+        as_before_predictions(path)
+    for path in verdicts[8:]:
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in verdicts[:8]}
+    went_on = result(judge(recipe, model, tmp_path))
+    assert {name: (tmp_path / "work" / name).read_bytes() for name in before} == before
+    sha256 = write_evidence(tmp_path / "expected", evidence.in_format_1())
+    assert without_seconds(went_on) == without_seconds(whole) | {"evidence_sha256": sha256}
 
 
 # --- stopping within a stage -------------------------------------------------------------------------------

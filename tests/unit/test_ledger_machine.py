@@ -66,8 +66,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def _end(self, job_id: str, status: str) -> None:
         self.status[job_id] = status
         self.seats[job_id].clear()
-        self.chunks[job_id].clear()
-        if status in {"failed", "canceled"}:
+        if status == "succeeded":
+            self.chunks[job_id].clear()
+        else:  # it may be resumed, with the verdicts that it had
+            free = {part: None for part, holder in self.chunks[job_id].items() if isinstance(holder, int)}
+            self.chunks[job_id].update(free)
             for child, parent in self.parent.items():
                 if parent == job_id and self.status[child] == "queued":
                     self._end(child, "failed")
@@ -142,6 +145,24 @@ class LedgerMachine(RuleBasedStateMachine):
         if job_id in self.shared:
             self.shared.add(again)
         return again
+
+    @rule(job_id=ids)
+    def resume(self, job_id: str) -> None:
+        parent = self.parent.get(job_id)
+        if self.status[job_id] not in {"failed", "canceled"}:
+            with pytest.raises(jobs.TooLateError):
+                jobs.resume(self.db, job_id)
+            return
+        if parent is not None and self.status[parent] in {"failed", "canceled", "cancelling"}:
+            with pytest.raises(jobs.RefusedError):
+                jobs.resume(self.db, job_id)
+            return
+        jobs.resume(self.db, job_id)
+        failed = [
+            child for child in self.parent if self.parent[child] == job_id and self.status[child] == "failed"
+        ]
+        for resumed in (job_id, *failed):
+            self.status[resumed], self.losses[resumed] = "queued", 0
 
     # --- working ---
 

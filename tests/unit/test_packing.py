@@ -50,9 +50,10 @@ def test_packed_images_are_adversarial_inside_the_ball(threat: ThreatModel) -> N
     worst = model.weight.detach()[(y + 1) % 3] - model.weight.detach()[y]
     x_adv = on_the_sphere(x, worst.view(x.shape), threat)
     fallen = verify(model, x, x_adv, y, threat).broken
-    storable, rounded = pack(model, x, x_adv, y, threat)
+    storable, rounded, predicted = pack(model, x, x_adv, y, threat)
     assert rounded.dtype == torch.uint8
     assert torch.equal(storable, verify(model, x, as_pixels(rounded), y, threat).broken)
+    assert torch.equal(predicted, model(as_pixels(rounded)).argmax(dim=1))
     assert allowed(x, as_pixels(rounded), threat).all()
     assert fallen.sum() > 3
     assert not storable[~fallen].any()
@@ -66,7 +67,8 @@ def test_rounding_gives_away_little_of_the_radius(norm: Any) -> None:
     threat = next(threat for threat in THREATS if threat.norm == norm)
     x = as_pixels(torch.full((20, 3, 16, 16), 128, dtype=torch.uint8))
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    _, rounded = pack(linear(), x, on_the_sphere(x, direction, threat), torch.zeros(20, dtype=torch.long), threat)
+    y = torch.zeros(20, dtype=torch.long)
+    rounded = pack(linear(), x, on_the_sphere(x, direction, threat), y, threat).rounded
     kept = torch.linalg.vector_norm((as_pixels(rounded) - x).flatten(1), {"L2": 2, "L1": 1}[norm], dim=1)
     assert ((kept > 0.97 * threat.eps) & (kept < 1.0001 * threat.eps)).all()
 
@@ -77,7 +79,7 @@ def test_an_image_on_the_grid_stays_as_it_is() -> None:
     y = (model(x).argmax(dim=1).detach() + 1) % 3  # misclassified as they are
     shift = torch.randint(-8, 9, images.shape, generator=torch.Generator().manual_seed(3))
     moved = (images.long() + shift).clamp(0, 255).to(torch.uint8)
-    storable, rounded = pack(model, x, as_pixels(moved), y, THREATS[0])
+    storable, rounded, _ = pack(model, x, as_pixels(moved), y, THREATS[0])
     assert torch.equal(rounded, moved)
     assert torch.equal(storable, ~classify(model, as_pixels(moved), y)[0])
 
@@ -88,13 +90,15 @@ def test_an_image_that_rounding_would_mend_is_not_stored_in_8_bits() -> None:
     images = torch.full((2, 1, 1, 3), 127, dtype=torch.uint8)
     x_adv = as_pixels(images)
     x_adv[:, 0, 0, 0] = torch.tensor([0.5001, 0.5005])
-    storable, rounded = pack(Linear(weight), as_pixels(images), x_adv, torch.tensor([0, 0]), THREATS[0])
+    storable, rounded, predicted = pack(Linear(weight), as_pixels(images), x_adv, torch.tensor([0, 0]), THREATS[0])
     assert storable.tolist() == [True, True]  # 128
     assert rounded[:, 0, 0, 0].tolist() == [128, 128]
+    assert predicted.tolist() == [1, 1]
     tight = ThreatModel(norm="Linf", eps=0.003)  # 128 is 1/255 away
-    storable, rounded = pack(Linear(weight), as_pixels(images), x_adv, torch.tensor([0, 0]), tight)
+    storable, rounded, predicted = pack(Linear(weight), as_pixels(images), x_adv, torch.tensor([0, 0]), tight)
     assert storable.tolist() == [False, False]
     assert rounded[:, 0, 0, 0].tolist() == [127, 127]
+    assert predicted.tolist() == [0, 0]
 
 
 # --- a batch -----------------------------------------------------------------------------------------------
@@ -105,6 +109,7 @@ def outcome(x_adv: torch.Tensor, broken: list[bool]) -> Outcome:
     return Outcome(
         x_adv=x_adv,
         broken=torch.tensor(broken),
+        predicted=torch.tensor([9 if fell else -1 for fell in broken]),
         restart=torch.arange(count),
         target=torch.arange(count) + 10,
         step=torch.arange(count) + 100_000,
@@ -141,6 +146,9 @@ def test_each_broken_image_is_kept_once_in_the_smallest_form_that_proves_it() ->
         assert found.step.tolist() == [100_000, 100_001, 100_002, 100_003]
         assert found.margin.tolist() == [-1.5, -0.5, 0.5, 1.5]
         assert found.flat.tolist() == [True, False, False, False]
+        assert found.predicted.dtype == np.int32
+        # Of the image as it is stored: the rounded one's, else what the attack's verification said.
+        assert found.predicted.tolist() == ([1, 1, -1, -1] if in_8_bits[0] else [9, 9, -1, -1])
 
 
 def test_nothing_broken_keeps_nothing() -> None:
@@ -151,8 +159,9 @@ def test_nothing_broken_keeps_nothing() -> None:
 
 
 def test_the_clean_pass_keeps_flags_only() -> None:
-    found = of_clean_pass(np.arange(2), torch.tensor([True, False]), (1, 8, 8))
-    assert found.broken.tolist() == [True, False]
+    found = of_clean_pass(np.arange(3), torch.tensor([2, 5, -1]), torch.tensor([3, 5, 0]), (1, 8, 8))
+    assert found.broken.tolist() == [True, False, True]
+    assert found.predicted.tolist() == [2, 5, -1]
     assert found.x8.shape == found.x32.shape == (0, 1, 8, 8)
     assert np.isinf(found.margin).all()
     assert (found.step == -1).all()

@@ -1,8 +1,10 @@
 """Finished batches: they come back as they were, and only to the question that they answer."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +51,7 @@ def batch(stage: int = 2, number: int = 1) -> Judged:
         x8=np.arange(6, dtype=np.uint8).reshape(1, 1, 2, 3),
         x32=np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3) / 7,
         in_8_bits=np.array([True, False, False]),
+        predicted=np.array([4, -1, 9], np.int32),
     )
     adjusted = Adjusted(sentence="512 images were too many", micro_batch=256)
     return Judged(event, found, "bfloat16", "a device", (adjusted,))
@@ -96,18 +99,48 @@ def test_the_verdicts_of_another_unit_on_the_same_images_are_refused(
         read_judged(tmp_path / "found", UNIT._replace(**change), recipe="r", checkpoint="c")
 
 
+def parts(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return json.loads(file.metadata()["dkl"]), {name: file.get_tensor(name) for name in Finding._fields}
+
+
+def write_parts(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    path.write_bytes(safetensors.numpy.save(arrays, metadata={"dkl": json.dumps(about)}))
+
+
 def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
     shelf(tmp_path).write(batch())
     [path] = tmp_path.iterdir()
-    with safetensors.safe_open(path, framework="numpy") as file:
-        about = json.loads(file.metadata()["dkl"])
-        arrays = {name: file.get_tensor(name) for name in Finding._fields}
-    for name in ("precision", "device", "adjusted"):
+    about, arrays = parts(path)
+    for name in ("precision", "device", "adjusted", "predicted_sha256"):
         del about[name]
-    path.write_bytes(safetensors.numpy.save(arrays, metadata={"dkl": json.dumps(about)}))
+    del arrays["predicted"]
+    write_parts(path, about, arrays)
     kept = shelf(tmp_path).read(UNIT)
     assert kept is not None
-    assert (kept.precision, kept.device, kept.adjusted) == (None, None, ())
+    assert (kept.precision, kept.device, kept.adjusted, kept.found.predicted) == (None, None, (), None)
+    assert kept.found.broken.tolist() == [True, False, True]
+
+
+def test_the_version_before_predictions_reads_the_file(tmp_path: Path) -> None:
+    """While machines are upgraded one by one, none takes the others' verdicts for damaged."""
+    shelf(tmp_path).write(batch())
+    about, arrays = parts(next(tmp_path.iterdir()))
+    digest = hashlib.sha256()
+    for name in ("rows", "broken", "restart", "target", "step", "margin", "flat", "x8", "x32", "in_8_bits"):
+        digest.update(arrays[name].tobytes())
+    assert about["found_sha256"] == digest.hexdigest()
+
+
+@pytest.mark.parametrize("predicted", [None, np.array([4, -1, 8], np.int32)])
+def test_other_predictions_than_were_written_are_damage(predicted: np.ndarray | None, tmp_path: Path) -> None:
+    shelf(tmp_path).write(batch())
+    [path] = tmp_path.iterdir()
+    about, arrays = parts(path)
+    arrays = {name: array for name, array in (arrays | {"predicted": predicted}).items() if array is not None}
+    write_parts(path, about, arrays)
+    with pytest.raises(ValueError, match="is damaged"):
+        shelf(tmp_path).read(UNIT)
 
 
 def damage(content: bytes) -> list[bytes]:

@@ -7,6 +7,7 @@ from trials import evaluation
 from witness import finding
 
 from dkl.events import BatchDone
+from dkl.flags import unpack
 from dkl.intervals import wilson_interval
 from dkl.summary import Ran, say_once, summarise
 from dkl.tally import Tally
@@ -54,6 +55,7 @@ class Hand:
             "warnings": (),
             "stopped_early": False,
             "evidence_sha256": "e" * 64,
+            "data_sha256": "d" * 64,
             "provenance": provenance(self.recipe),
         }
         return summarise(self.recipe, self.tally, self.ran, classes=classes, **{**about, **changes})
@@ -86,6 +88,10 @@ def test_numbers_from_hand_made_flags():
     assert result.notes == ("n",)
     assert [point.robust_accuracy for point in result.curve] == [2 / 6]
     assert result.protocol == "AutoAttack standard"
+    assert result.flags is not None
+    assert result.flags.data_sha256 == "d" * 64
+    assert unpack(result.flags.clean, 6).tolist() == [True, True, True, False, True, True]
+    assert unpack(result.flags.robust, 6).tolist() == [True, False, False, False, False, True]
 
 
 def test_the_clean_pass_alone():
@@ -109,6 +115,7 @@ def test_a_curve_has_the_radii_that_were_reached():
     result = hand.result()
     assert [point.robust_accuracy for point in result.curve] == [0.75, 0.5, 0.0]
     assert result.robust_accuracy == 0.5  # of threat.eps, not of the last radius
+    assert unpack(result.flags.robust, 4).tolist() == [False, False, True, True]
     assert result.class_robust_accuracy == (0.5, None, None)
 
 

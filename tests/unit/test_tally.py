@@ -8,15 +8,16 @@ import pytest
 from witness import SHAPE, about
 from witness import finding as found
 
-from dkl.evidence import Evidence, read_evidence, write_evidence
+from dkl.evidence import Evidence, pictured, read_evidence, write_evidence
 from dkl.tally import Tally
 
 IMAGES = np.array([0, 2, 3, 4, 7])
 
 
 def tally(wrong: list[int] = (), seed: int = 0, images: np.ndarray = IMAGES) -> Tally:
-    made = Tally(images, np.arange(len(images)) % 3, seed)
-    made.add(0, found(list(range(len(images))), list(wrong)))
+    rows = np.arange(len(images))
+    made = Tally(images, rows % 3, seed)
+    made.add(0, found(rows.tolist(), list(wrong), predicted=np.where(np.isin(rows, wrong), 3, rows % 3)))
     return made
 
 
@@ -114,14 +115,19 @@ def assert_same(a: Evidence, b: Evidence) -> None:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), strict=True)
 
 
+def clean_pictures() -> tuple[np.ndarray, np.ndarray]:
+    rows = pictured(about().data_sha256, len(IMAGES), SHAPE)
+    return rows, np.full((len(rows), *SHAPE), 9, np.uint8)
+
+
 def test_finds_become_one_record(tmp_path: Path) -> None:
     made = tally(wrong=[2])
     made.begin_radius()
     made.add(1, found([4, 3], [4], in_8_bits=[4], value=8))
     made.add(1, found([0, 1], [], margin=0.25))
     made.begin_radius()
-    made.add(2, found([3, 0, 1], [3, 0], in_8_bits=[3], value=7, margin=-1.0))
-    record = made.evidence(about(), SHAPE)
+    made.add(2, found([3, 0, 1], [3, 0], in_8_bits=[3], value=7, margin=-1.0, predicted=[5, 4, -1]))
+    record = made.evidence(about(), *clean_pictures())
     assert record.images.tolist() == IMAGES.tolist()
     assert record.clean_correct.tolist() == [True, True, False, True, True]
     assert record.broken_at.tolist() == [1, -1, -1, 1, 0]
@@ -133,6 +139,9 @@ def test_finds_become_one_record(tmp_path: Path) -> None:
     assert record.x8[:, 0, 0, 0].tolist() == [7, 8]
     assert record.rows32.tolist() == [0]
     assert record.x32[:, 0, 0, 0].tolist() == pytest.approx([7 / 255 + 0.001])
+    assert record.predicted.tolist() == [0, 1, 3, 0, 1]
+    assert record.predicted_adv.tolist() == [4, -1, -1, 5, 3]
+    assert (record.x_clean == 9).all()
     write_evidence(tmp_path / "evidence", record)
     assert_same(record, read_evidence(tmp_path / "evidence"))
 
@@ -140,8 +149,23 @@ def test_finds_become_one_record(tmp_path: Path) -> None:
 def test_nothing_found(tmp_path: Path) -> None:
     made = tally()
     made.begin_radius()
-    record = made.evidence(about(), SHAPE)
+    record = made.evidence(about(), *clean_pictures())
     assert record.x8.shape == record.x32.shape == (0, *SHAPE)
     assert record.standing(1).all()
+    write_evidence(tmp_path / "evidence", record)
+    assert_same(record, read_evidence(tmp_path / "evidence"))
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_one_finding_without_predictions_makes_evidence_without(stage: int, tmp_path: Path) -> None:
+    """An evaluation that a version before began."""
+    made = tally()
+    made.begin_radius()
+    made.add(1, found([0, 1], [0], in_8_bits=[0]))
+    made.add(stage, found([2], [])._replace(predicted=None))
+    record = made.evidence(about(), *clean_pictures())
+    assert record.about.format == 1
+    assert record.predicted is record.predicted_adv is record.rows_clean is record.x_clean is None
+    assert record.broken_at.tolist() == [0, -1, -1, -1, -1]
     write_evidence(tmp_path / "evidence", record)
     assert_same(record, read_evidence(tmp_path / "evidence"))

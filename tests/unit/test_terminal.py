@@ -63,6 +63,7 @@ def test_the_ranking_names_who_attacked(capsys: pytest.CaptureFixture[str]) -> N
         "architecture": "CNN-32",
         "clean_accuracy": 0.9,
         "robust_accuracy": 0.5,
+        "best_known_accuracy": 0.5,
         "robust_interval": None,
         "images": 100,
         "suite": "AutoAttack standard, by pyautoattack",

@@ -31,13 +31,28 @@ async function refresh() {
 }
 
 function replace(old, fresh) {
+  if (old.dataset.live === "tail") return append(old, fresh)
   for (const details of old.querySelectorAll("details[open][id]")) {
     fresh.querySelector(`#${details.id}`)?.setAttribute("open", "")
   }
   if (!old.isEqualNode(fresh)) old.replaceWith(document.adoptNode(fresh))
 }
 
-// --- the training curve: accuracies, the loss with its terms, eps and learning rate, one above the other -----
+// A log grows at its end: what is there stays, and so does the place at which somebody reads.
+function append(log, fresh) {
+  const follows = isAtEnd(log)
+  const last = Number(log.lastElementChild?.dataset.event ?? 0)
+  const lines = [...fresh.children].filter((line) => Number(line.dataset.event) > last)
+  log.append(...lines.map((line) => document.adoptNode(line)))
+  if (follows) toEnd(log)
+}
+
+const isAtEnd = (log) => log.scrollHeight - log.scrollTop - log.clientHeight < 8
+const toEnd = (log) => { log.scrollTop = log.scrollHeight }
+
+toEnd(document.getElementById("log"))
+
+// --- the training curve: accuracies, the loss with its terms, eps and learning rate, speed, one above the other ---
 
 const frame = document.getElementById("curve")
 const epochs = new Map() // by number: a replayed stream says nothing new
@@ -81,7 +96,12 @@ function panels(rows) {
         { label: unit === 1 ? "eps" : "eps, in 1/255", of: (row) => row.eps == null ? null : unit * row.eps, stroke: "--robust", scale: "right" },
       ],
     },
+    {
+      label: "images/s", height: 130, show: (value) => value == null ? "–" : Math.round(value).toLocaleString("en"),
+      lines: [{ label: "images per second", of: (row) => row.images_per_second, stroke: "--good" }],
+    },
   ].map((panel) => ({ ...panel, lines: panel.lines.filter((line) => rows.some((row) => line.of(row) != null)) }))
+    .filter((panel) => panel.lines.length)
 }
 
 function draw() {
