@@ -16,7 +16,7 @@ _STUDENTS: dict[str, Model] = {"resnet-18": ResNet(), "mobilenetv2": MobileNetV2
 _LESSONS: dict[str, Lesson] = {
     "kd-rd": KD(label_weight=0.0, weight=5 / 6, temperature=1.0),
     "ikl-rd": IKLKD(
-        label_weight=0.0, wmse_weight=1.0, ce_weight=1.0, temperature=1.0, prior_temperature=4.0, warmup=1
+        label_weight=0.0, wmse_weight=1.0, ce_weight=1.0, temperature=1.0, prior_temperature=4.0, warmup=20
     ),
     "gkl-rd": GKLKD(
         label_weight=0.0,
