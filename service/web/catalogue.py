@@ -12,7 +12,7 @@ from dkl.architectures import show_model
 from dkl.catalog import RECIPES, Named
 from dkl.datasets import show_name
 from dkl.protocols import CorruptionProtocol
-from dkl.recipes import Train
+from dkl.recipes import Distillation, Fit, Train
 from service.db import reading
 from service.tables import Job
 
@@ -73,23 +73,35 @@ def groups(db: Engine, wanted: Wanted) -> list[Group]:
     return [_titled([*some]) for _, some in groupby(found, _place)]
 
 
-def _place(row: Row) -> tuple[int, bool]:
+def _place(row: Row) -> tuple[int, int]:
     recipe = row.entry.recipe
-    return DATASETS.index(recipe.dataset), not isinstance(recipe, Train)
+    return DATASETS.index(recipe.dataset), _DOES.index(_does(recipe))
 
 
 def _titled(rows: list[Row]) -> Group:
     recipe = rows[0].entry.recipe
-    trains = isinstance(recipe, Train)
-    does = "training" if trains else "evaluation"
-    return Group(f"{show_name(recipe.dataset)}, {does}", f"{recipe.dataset}-{does}", trains, rows)
+    does = _does(recipe)
+    return Group(f"{show_name(recipe.dataset)}, {does}", f"{recipe.dataset}-{does}", isinstance(recipe, Fit), rows)
+
+
+_DOES = ("training", "distillation", "evaluation")
+
+
+def _does(recipe: object) -> str:
+    match recipe:
+        case Train():
+            return "training"
+        case Distillation():
+            return "distillation"
+        case _:
+            return "evaluation"
 
 
 def _row(name: str, entry: Named, last: LastRun | None) -> Row:
     recipe = entry.recipe
     method = name.partition(f"-{recipe.dataset}")[0]
     threat = "common corruptions" if isinstance(recipe, CorruptionProtocol) else str(recipe.threat or "")
-    return Row(name, entry, method, show_model(recipe.model) if isinstance(recipe, Train) else "", threat, last)
+    return Row(name, entry, method, show_model(recipe.model) if isinstance(recipe, Fit) else "", threat, last)
 
 
 def _fits(row: Row, wanted: Wanted) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
 from service import distillation
@@ -39,9 +40,17 @@ def ask(client: TestClient, **question: Any) -> dict[str, Any]:
     return dict(response.json())
 
 
-def every_row() -> list[DistillationRow]:
-    boards = distillation.find(Question()).boards
-    return [row for board in boards for row in distillation.rows_of(board)]
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A ledger in which nothing was distilled yet."""
+    engine = connect(f"sqlite:///{tmp_path_factory.mktemp('empty') / 'ledger.sqlite'}")
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+def every_row(db: Engine) -> list[DistillationRow]:
+    return [row for rows in distillation.boards(db).values() for row in rows]
 
 
 def test_all_432_published_numbers_are_rows_or_beside_them_or_left_out_with_a_reason() -> None:
@@ -52,9 +61,9 @@ def test_all_432_published_numbers_are_rows_or_beside_them_or_left_out_with_a_re
     assert all("replaced" in one["reason"] for one in file["left_out"])
 
 
-def test_rows_are_what_the_papers_print() -> None:
+def test_rows_are_what_the_papers_print(empty: Engine) -> None:
     def row(**asked: str) -> DistillationRow:
-        (found,) = distillation.matching(Question(**asked))
+        _, (found,) = distillation.matching(empty, Question(**asked))
         return found
 
     ikl = row(board="imagenet", teacher="ResNet34", student="ResNet18", method="IKL-KD")
@@ -65,16 +74,16 @@ def test_rows_are_what_the_papers_print() -> None:
     error = row(board="cifar100-same", teacher="WRN-28-4", student="WRN-28-2", method="OFD")
     assert (error.accuracy, error.student_accuracy) == (0.7802, 0.7512)
     assert error.note == "printed as an error of 21.98 %"
-    dkd = distillation.matching(Question(board="cifar100-same", student="WRN-16-2", method="DKD"))
+    _, dkd = distillation.matching(empty, Question(board="cifar100-same", student="WRN-16-2", method="DKD"))
     assert [(each.accuracy, [source.short for source in each.printed]) for each in dkd] == [
         (0.7624, ["IKL paper, Table 13"]),
         (0.7623, ["mdistiller"]),
     ]
 
 
-def test_groups_add_up_to_all_classes() -> None:
+def test_groups_add_up_to_all_classes(empty: Engine) -> None:
     """385, 479 and 136 of the 1,000 classes of ImageNet-LT have many, a medium number of and few images."""
-    rows = [row for row in every_row() if row.many is not None]
+    rows = [row for row in every_row(empty) if row.many is not None]
     assert len(rows) == 7
     for row in rows:
         assert row.many is not None
@@ -84,8 +93,8 @@ def test_groups_add_up_to_all_classes() -> None:
         assert abs(every - row.accuracy) < 1.1e-4
 
 
-def test_numbers_are_believable_and_have_a_source() -> None:
-    for row in every_row():
+def test_numbers_are_believable_and_have_a_source(empty: Engine) -> None:
+    for row in every_row(empty):
         assert 0.3 < row.accuracy < 0.9
         assert row.printed
         assert all(source.url.startswith("https://") for source in row.printed)
@@ -94,19 +103,19 @@ def test_numbers_are_believable_and_have_a_source() -> None:
             assert row.teacher_accuracy > row.student_accuracy
 
 
-def test_networks_have_one_name_each() -> None:
-    names = {name for row in every_row() for name in (row.teacher, row.student) if name}
+def test_networks_have_one_name_each(empty: Engine) -> None:
+    names = {name for row in every_row(empty) for name in (row.teacher, row.student) if name}
     plain = Counter(name.casefold().replace("-", "") for name in names)
     assert [name for name, count in plain.items() if count > 1] == []
 
 
-def test_ranks_compare_what_distils_the_same_teacher_into_the_same_student() -> None:
-    for board in distillation.find(Question()).boards:
-        rows = [row for row in distillation.rows_of(board) if row.rank is not None]
+def test_ranks_compare_what_distils_the_same_teacher_into_the_same_student(empty: Engine) -> None:
+    for board in distillation.boards(empty).values():
+        rows = [row for row in board if row.rank is not None]
         for row in rows:
             better = [other for other in rows if other.pair == row.pair and other.accuracy > row.accuracy + 5e-5]
             assert row.rank == len(better) + 1
-    alone = [row for row in every_row() if row.method == distillation.UNDISTILLED]
+    alone = [row for row in every_row(empty) if row.method == distillation.UNDISTILLED]
     assert len(alone) > 5
     assert {row.rank for row in alone} == {None}
 
@@ -172,7 +181,7 @@ def test_bad_questions_get_a_sentence(
     assert sentence in response.text.replace("&#39;", "'")
 
 
-@pytest.mark.parametrize("board", [board.name for board in distillation.find(Question()).boards])
+@pytest.mark.parametrize("board", [board["name"] for board in json.loads(FILE.read_text())["boards"]])
 def test_every_board_has_its_page(client: TestClient, board: str) -> None:
     page = client.get(f"/distillation?board={board}", headers=HTML)
     assert page.status_code == 200

@@ -189,7 +189,7 @@ def finished(browser: Browser, name: str, **overrides: Any) -> Job:
         ("/submit?recipe=" + "x" * 300, 422, "recipe"),
         ("/submit?kind=luck", 422, "kind"),
         ("/submit?search=" + "x" * 101, 422, "search"),
-        ("/submit?recipe=ikl-at-digits&epochs=0", 422, "epochs: must be greater than or equal to 1"),
+        ("/submit?recipe=ikl-at-digits&epochs=0", 422, "must be greater than or equal to 1"),
         ("/submit?recipe=ikl-at-digits&a..b=1", 422, "is no change to a recipe"),
         ("/submit?recipe=ikl-at-digits&epochs=" + "[" * 3000, 422, ""),
         ("/submit?recipe=ikl-at-digits&epochs=" + "1" * 5000, 422, ""),

@@ -1,14 +1,15 @@
 """Distillations in the ledger, on both databases: they wait for their teachers, and others wait for them."""
 
 import pytest
-from samples import DISTILLED, EPOCH, JUDGED, TRAIN, TRAINED, distillation
+from samples import DISTILLED, EPOCH, JUDGED, TRAIN, TRAINED
+from samples import distillation as distill
 from sqlalchemy import Engine, update
 
 from dkl.catalog import resolve
 from dkl.events import Finished
 from dkl.protocols import Checkpoint
 from dkl.recipes import Distill
-from service import claims, distilled, files, jobs, waiting
+from service import claims, distillation, distilled, files, jobs, waiting
 from service.callers import COMMAND_LINE
 from service.db import reading, writing
 from service.jobs import Order
@@ -33,13 +34,13 @@ def run(db: Engine, job_id: str, finished: Finished) -> None:
 
 
 def student_of(db: Engine, teacher: str, **changes: object) -> str:
-    return jobs.create(db, distillation(teacher, **changes), name="kd-digits").id
+    return jobs.create(db, distill(teacher, **changes), name="kd-digits").id
 
 
 def test_a_student_waits_for_its_teacher_and_its_evaluation_for_the_student(db: Engine) -> None:
     teacher, student = jobs.new_id(), jobs.new_id()
     judging = resolve("autoattack-digits-linf", {"model.job": student})
-    orders = [Order(TRAIN, id=teacher), Order(distillation(teacher), id=student), Order(judging)]
+    orders = [Order(TRAIN, id=teacher), Order(distill(teacher), id=student), Order(judging)]
     *_, evaluation = jobs.create_all(db, orders, caller=COMMAND_LINE, max_queued=None)
     assert waiting.next_ready(db, CPU) == teacher
     assert claims.claim(db, student, worker="w", lease_seconds=60) is None
@@ -72,6 +73,32 @@ def test_a_robust_student_is_on_the_board_of_its_threat(db: Engine) -> None:
         run(db, job_id, finished)
     [[row]] = measured(db).values()
     assert (row.name, row.model_job_id, row.entry) == ("kd-digits", student, evaluation)
+
+
+def test_a_student_is_on_the_board_of_its_data_set_and_a_robust_one_is_not(db: Engine) -> None:
+    teacher = jobs.create(db, TRAIN).id
+    student, robust = student_of(db, teacher), student_of(db, teacher, **THREAT)
+    for job_id, finished in ((teacher, TRAINED), (student, DISTILLED), (robust, DISTILLED)):
+        run(db, job_id, finished)
+    found = distillation.find(db, distillation.Question(board="digits"))
+    assert found.board.title == "Handwritten digits"
+    (row,) = found.rows
+    assert (row.job_id, row.method, row.accuracy, row.source) == (student, "KD", 0.9, "measured")
+
+
+def test_a_student_stands_beside_the_published_ones_of_its_pair(db: Engine) -> None:
+    """Papers write ResNet32x4 where our networks are called resnet32x4."""
+    teacher = jobs.create(db, resolve("natural-cifar100-resnet32x4", {})).id
+    recipe = resolve("ikl-kd-cifar100-resnet32x4-resnet8x4", {"teacher.job": teacher})
+    student = jobs.create(db, recipe, name="ikl-kd-cifar100-resnet32x4-resnet8x4").id
+    run(db, teacher, TRAINED)
+    result = DISTILLED.result.model_copy(update={"teacher": "resnet32x4", "clean_accuracy": 0.9})
+    run(db, student, Finished(result=result))
+    asked = distillation.Question(board="cifar100-same", teacher="ResNet32x4", student="ResNet8x4")
+    best, second, *_ = distillation.find(db, asked).rows
+    assert (best.job_id, best.rank, best.student_accuracy) == (student, 1, 0.725)
+    assert (second.source, second.method, second.rank) == ("published", "IKL-KD", 2)
+    assert best.note == "published for the same recipe: 76.59 %"
 
 
 @pytest.mark.parametrize("end", ["fail", "cancel"])
@@ -108,7 +135,7 @@ def test_what_cannot_teach_is_refused(db: Engine) -> None:
 
 
 def test_a_stored_teacher_is_kept_for_its_student(db: Engine) -> None:
-    student = jobs.create(db, distillation(Checkpoint(checkpoint="a" * 64))).id
+    student = jobs.create(db, distill(Checkpoint(checkpoint="a" * 64))).id
     assert claim(db, student).checkpoint == "a" * 64
     with reading(db) as session:
         assert session.get(ArtifactUse, ("a" * 64, student, "source")) is not None
@@ -164,6 +191,6 @@ def test_a_student_of_networks_that_are_not_known_any_more_is_named_by_their_kin
     run(db, teacher, TRAINED)
     run(db, student, DISTILLED)
     with writing(db) as session:
-        document = {**distillation(teacher).model_dump(mode="json"), "model": {"kind": "old-net"}}
+        document = {**distill(teacher).model_dump(mode="json"), "model": {"kind": "old-net"}}
         session.execute(update(Job).where(Job.id == student).values(recipe=document))
     assert [row.student for row in distilled.distilled(db)] == ["old-net"]
