@@ -15,7 +15,6 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select
 
 from dkl.catalog import RECIPES, parse_overrides, resolve
-from dkl.protocols import AnyProtocol
 from dkl.recipes import fingerprint
 from service import jobs, keys, registry
 from service.app import create_app
@@ -211,19 +210,12 @@ def test_every_recipe_is_ready_as_it_is(browser: Browser) -> None:
     """What the page's own form sends makes the very recipe that the page is about."""
     for name, entry in RECIPES.items():
         page = browser.page(f"/submit?recipe={name}")
-        judges = isinstance(entry.recipe, AnyProtocol)
-        sent = typed(page, **({"model.is": "zoo", "model.zoo.zoo": ZOO[entry.recipe.dataset]} if judges else {}))
-        checked = browser.send(f"/submit/check?recipe={name}", sent, 200)
-        asked = {"model.zoo": ZOO[entry.recipe.dataset]} if judges else {}
+        field = entry.needs
+        model = {f"{field}.is": "timm", f"{field}.timm.timm": "resnet18.a1_in1k"} if field else {}
+        checked = browser.send(f"/submit/check?recipe={name}", typed(page, **model), 200)
+        asked = {f"{field}.timm": "resnet18.a1_in1k"} if field else {}
         assert part(checked, "fingerprint") == fingerprint(resolve(name, asked)), (name, faults(checked))
         assert json.loads(part(checked, "changes") or "{}") == asked
-
-
-ZOO = {
-    "cifar10": "cifar10/Linf/Wang2023Better_WRN-28-10",
-    "cifar100": "cifar100/Linf/Wang2023Better_WRN-28-10",
-    "digits": "cifar10/Linf/Wang2023Better_WRN-28-10",
-}
 
 
 def test_the_address_changes_fields(browser: Browser) -> None:
@@ -288,7 +280,9 @@ def test_an_evaluation_is_given_its_model_from_a_list(on_both: Browser) -> None:
 
 def test_the_best_of_a_board_end_an_evaluation_early(browser: Browser) -> None:
     page = browser.page("/submit?recipe=autoattack-cifar10-linf")
-    sent = typed(page, **{"model.is": "zoo", "model.zoo.zoo": ZOO["cifar10"], "job:top_k": "3"})
+    sent = typed(
+        page, **{"model.is": "zoo", "model.zoo.zoo": "cifar10/Linf/Wang2023Better_WRN-28-10", "job:top_k": "3"}
+    )
     checked = browser.send("/submit/check?recipe=autoattack-cifar10-linf", sent, 200)
     job = browser.submit(sent, "?recipe=autoattack-cifar10-linf")
     assert json.loads(part(checked, "whole")) == job.recipe

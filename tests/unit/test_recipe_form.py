@@ -16,7 +16,7 @@ from dkl.catalog import RECIPES, parse_overrides, resolve
 from dkl.explain import Fault, InvalidRecipeError, read_recipe
 from dkl.imports import Import
 from dkl.objectives import Objective
-from dkl.protocols import AnyProtocol, Evaluate
+from dkl.protocols import Evaluate
 from dkl.recipes import RECIPE, Recipe, Train
 from service.cli import app
 from service.submission import JobRequest
@@ -31,8 +31,8 @@ TRAININGS = [name for name, entry in RECIPES.items() if isinstance(entry.recipe,
 
 
 def recipe_of(name: str, **overrides: Any) -> Recipe:
-    judges = isinstance(RECIPES[name].recipe, AnyProtocol)
-    return resolve(name, {**({"model": MODEL} if judges else {}), **overrides})
+    field = RECIPES[name].needs
+    return resolve(name, {**({field: MODEL} if field else {}), **overrides})
 
 
 def posted(fields: Iterable[FormField]) -> dict[str, list[str]]:
@@ -264,8 +264,8 @@ def same_by_overrides(name: str, recipe: Recipe) -> dict[str, Any]:
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_unchanged_recipe_needs_no_overrides(name: str) -> None:
     recipe = recipe_of(name)
-    judges = isinstance(RECIPES[name].recipe, AnyProtocol)
-    assert overrides_of(name, recipe) == ({"model.job": MODEL["job"]} if judges else {})
+    field = RECIPES[name].needs
+    assert overrides_of(name, recipe) == ({f"{field}.job": MODEL["job"]} if field else {})
 
 
 @pytest.mark.parametrize(
