@@ -92,8 +92,12 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
         path, equals, value = word.partition("=")
         if not equals or not all(path.split(".")):
             raise ValueError(f"{word!r} is no change to a recipe; write PATH=VALUE, such as epochs=2")
-        overrides[path] = _value(value)
+        # An id may consist of digits alone.
+        overrides[path] = value if path.rpartition(".")[2] in _IDS else _value(value)
     return overrides
+
+
+_IDS = frozenset({"job", "checkpoint", "upload"})
 
 
 def _value(text: str) -> Any:

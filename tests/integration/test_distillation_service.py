@@ -172,7 +172,8 @@ def test_the_page_of_a_distillation(client: TestClient, db: Engine) -> None:
     assert 'id="curve"' in page
     assert "CNN-8: clean <b>90.00 %</b>" in client.get(f"/jobs/{teacher}").text
     listed = client.get("/jobs").text
-    assert f'distillation of <a href="/jobs/{teacher}">natural-digits</a>' in listed
+    assert f'of <a href="/jobs/{teacher}">natural-digits</a>' in listed
+    assert '<td role="cell" class="kind">distillation</td>' in listed
 
 
 def test_the_papers_numbers_stand_beside_ours(client: TestClient, db: Engine) -> None:
