@@ -360,6 +360,12 @@ def is_folder(name: str) -> bool:
     return any(form.fullmatch(name) for form in (_FOLDER, _IMAGENET_LT))
 
 
+def known_class_names(name: str) -> tuple[str, ...]:
+    """The classes of a data set as it calls them; empty where only its files would tell."""
+    known = known_dataset(name)
+    return known.class_names if known else ()
+
+
 _ELSEWHERE = {"imagenet": "ImageNet", "svhn": "SVHN", "tinyimagenet": "Tiny ImageNet"}
 """Titles of data sets that others report results on; here they are folders or files of one's own."""
 

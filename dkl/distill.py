@@ -18,7 +18,7 @@ from dkl.shots import shots
 from dkl.teacher import Teacher, TeacherLogits
 from dkl.teaching import Teaching
 from dkl.train import choose, fitted
-from dkl.validation import class_accuracy, clean_accuracy
+from dkl.validation import clean_accuracies, clean_accuracy
 from dkl.weights import LoadedModel
 from dkl.world import ALONE
 
@@ -40,8 +40,8 @@ def distill(
     get_ready = partial(method.get_ready, data.batches) if isinstance(method, Teaching) else tuple
     yield from fitted(run, workdir, get_ready=get_ready)
     chosen = choose(run, workdir)
-    by_class = class_accuracy(run.model, test, device)
-    groups = shots(data.class_counts, by_class)
+    clean = clean_accuracies(run.model, test, device)
+    groups = shots(data.class_counts, clean.by_class)
     yield Finished(
         result=DistillResult(
             checkpoint_sha256=chosen.sha256,
@@ -49,8 +49,8 @@ def distill(
             extra_parameters=method.extra_parameters,
             epochs=recipe.epochs,
             selected_epoch=chosen.epoch.epoch,
-            clean_accuracy=clean_accuracy(run.model, test, device),
-            class_accuracy=by_class,
+            clean_accuracy=clean.accuracy,
+            class_accuracy=clean.by_class,
             many_accuracy=groups and groups.many,
             medium_accuracy=groups and groups.medium,
             few_accuracy=groups and groups.few,

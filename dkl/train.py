@@ -17,9 +17,9 @@ from dkl.batches import training_data
 from dkl.events import Adjusted, Epoch, Event, Finished, Progress, TrainResult
 from dkl.provenance import provenance
 from dkl.run import Run
-from dkl.shots import Shots, has_tail, shots
+from dkl.shots import shots
 from dkl.tensors import State
-from dkl.validation import class_accuracy, clean_accuracy
+from dkl.validation import clean_accuracies
 from dkl.world import ALONE, World
 
 _KEEP_SECONDS = 600
@@ -45,14 +45,15 @@ def train(
     yield from fitted(run, workdir)
     if test is not None:
         chosen = choose(run, workdir)
-        groups = _shots(run, test, device)
+        clean = clean_accuracies(run.model, test, device)
+        groups = shots(data.class_counts, clean.by_class)
         yield Finished(
             result=TrainResult(
                 checkpoint_sha256=chosen.sha256,
                 parameters=chosen.parameters,
                 epochs=recipe.epochs,
                 selected_epoch=chosen.epoch.epoch,
-                clean_accuracy=clean_accuracy(run.model, test, device),
+                clean_accuracy=clean.accuracy,
                 many_accuracy=groups and groups.many,
                 medium_accuracy=groups and groups.medium,
                 few_accuracy=groups and groups.few,
@@ -63,11 +64,6 @@ def train(
                 seconds=chosen.seconds,
             )
         )
-
-
-def _shots(run: Run, test: datasets.Arrays, device: str) -> Shots | None:
-    counts = run.data.class_counts
-    return shots(counts, class_accuracy(run.model, test, device)) if has_tail(counts) else None
 
 
 # --- the loop, whatever the method ------------------------------------------------------------------------

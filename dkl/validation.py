@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H, W pixels, K classes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,17 +93,26 @@ def _correct(forward: attacks.Forward, x_BCHW: Tensor, y_B: Tensor) -> Tensor:
     return (forward(x_BCHW).argmax(1) == y_B).sum()
 
 
+class Clean(NamedTuple):
+    """Fractions of images that are classified correctly."""
+
+    accuracy: float
+    by_class: tuple[float | None, ...]
+    """Of each class; None for a class without images."""
+
+
 def clean_accuracy(model: nn.Module, arrays: Arrays, device: str) -> float:
     """The fraction of images that `model`, in eval mode, classifies correctly."""
     return int(_hits(model, arrays, device).sum()) / len(arrays.labels)
 
 
-def class_accuracy(model: nn.Module, arrays: Arrays, device: str) -> tuple[float | None, ...]:
-    """The same for the images of each class; None for a class without images."""
+def clean_accuracies(model: nn.Module, arrays: Arrays, device: str) -> Clean:
+    """The same, and for the images of each class, in one pass."""
     hits, labels = _hits(model, arrays, device), torch.from_numpy(arrays.labels)
     correct = torch.bincount(labels[hits], minlength=arrays.classes).tolist()
     counts = torch.bincount(labels, minlength=arrays.classes).tolist()
-    return tuple(c / count if count else None for c, count in zip(correct, counts, strict=True))
+    by_class = tuple(c / count if count else None for c, count in zip(correct, counts, strict=True))
+    return Clean(int(hits.sum()) / len(labels), by_class)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from dkl.datasets import DATASETS
+from dkl.datasets import known_class_names
 from service.contenders import Contender
 from service.rows import Board
 from service.wording import fields
@@ -182,7 +182,7 @@ def _classes(
     of: Literal["robust", "clean"], dataset: str, board: Board | None, group: Sequence[Contender]
 ) -> Classes:
     known = {one.label: kept for one in group if one.result and (kept := one.result.get(f"class_{of}_accuracy"))}
-    names = DATASETS[dataset].class_names if dataset in DATASETS else ()
+    names = known_class_names(dataset)
     rows = []
     for number in range(max(map(len, known.values()), default=0)):
         accuracies = [kept[number] if number < len(kept) else None for kept in known.values()]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dkl.datasets import DATASETS
+from dkl.datasets import known_class_names
 from dkl.evidence import EvidenceError
 from service.artifacts import Store, StoreError
 from service.contenders import Contender
@@ -151,5 +151,5 @@ def _mistake(witness: _Witness, row: int) -> Mistake:
 
 def _class(one: Contender, number: int) -> str:
     dataset = one.row.board.dataset
-    names = DATASETS[dataset].class_names if dataset in DATASETS else ()
+    names = known_class_names(dataset)
     return names[number] if number < len(names) else f"class {number}"

@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from dkl.datasets import DATASETS
+from dkl.datasets import known_class_names
 from dkl.documents import show_pixels
 from dkl.intervals import wilson_interval
 from service.measured import show_suite
@@ -178,7 +178,7 @@ def _classes(job: Job, result: Mapping[str, Any]) -> list[tuple[str, float | Non
 
 def class_names(dataset: str, classes: int) -> list[str]:
     """What the classes are called, or their numbers where nobody has said it here."""
-    names = DATASETS[dataset].class_names if dataset in DATASETS else ()
+    names = known_class_names(dataset)
     return [names[k].replace("_", " ") if k < len(names) else str(k) for k in range(classes)]
 
 
