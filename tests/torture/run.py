@@ -61,7 +61,7 @@ class Run:
 
     @property
     def questions(self) -> list[Question]:
-        return [question for family in self._families for question in family.questions]
+        return [question for family in self._families for question in family]
 
     def calm(self, seconds: float) -> Left:
         """Without a fault."""
@@ -105,7 +105,7 @@ class Run:
             self._submit(family)
 
     def _submit(self, family: Family) -> None:
-        for question in family.questions:
+        for question in family:
             while question.title not in self._ids:
                 try:
                     job_id = submit(self._on.client, question, self._ids)
@@ -160,7 +160,7 @@ class Run:
         folder = self._on.logs / "files"
         folder.mkdir(exist_ok=True)
         path = folder / question.title.replace(" ", "-")
-        kind: Literal["evidence", "checkpoint"] = "evidence" if question.parent else "checkpoint"
+        kind: Literal["evidence", "checkpoint"] = "evidence" if question.kind == "evaluate" else "checkpoint"
         try:
             self._on.client.download(job["id"], kind, path)
         except ServiceError as error:
@@ -172,7 +172,7 @@ class Run:
         """What is on the leaderboard more than once, or should not be; what is missing is a problem."""
         board = self._on.client.leaderboard(dataset="digits", norm="Linf", eps=0.2)
         found = Counter(row["job_id"] for row in board["rows"] if row["job_id"])
-        expected = {self._ids[question.title] for question in self.questions if question.parent}
+        expected = {self._ids[question.title] for question in self.questions if question.kind == "evaluate"}
         missing = expected - found.keys()
         self.left.problems += [f"the evaluation {job_id} is not on the leaderboard" for job_id in sorted(missing)]
         twice = [f"job {job_id} has {count} rows" for job_id, count in found.items() if count > 1]

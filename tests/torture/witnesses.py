@@ -14,7 +14,10 @@ import numpy as np
 
 from dkl.evidence import read_evidence
 
-_OF_THE_RUN = {"seconds", "evidence_sha256", "fingerprint", "host", "worker", "workers", "attempts", "provenance"}
+_OF_THE_RUN = {
+    *("seconds", "seconds_per_iteration", "evidence_sha256", "fingerprint", "host", "worker", "workers"),
+    *("attempts", "provenance"),
+}
 """Fields of a result that two runs of one question need not share. The evidence names the parent job, so that its
 arrays are compared instead of the file."""
 
