@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from dkl.paired import Pairs
 from service.contenders import Contender
 from service.rows import Board
+from service.significance import holm
 
 Interval = tuple[float, float]
 Unpaired = Literal["published", "without verdicts", "other images"]
@@ -84,24 +85,10 @@ def pair_tests(group: Sequence[Contender]) -> list[PairTest]:
     tests = [_pair_test(a, b) for a, b in combinations(group, 2)]
     for of in ("clean", "robust"):
         made = [d for test in tests if (d := getattr(test, of)) and d.p_value is not None]
-        for difference, corrected in zip(made, holm_corrected([d.p_value for d in made]), strict=True):
-            difference.corrected = corrected
+        corrected = holm(np.array([d.p_value for d in made])).tolist()
+        for difference, p_value in zip(made, corrected, strict=True):
+            difference.corrected = p_value
     return tests
-
-
-def holm_corrected(p_values: Sequence[float]) -> list[float]:
-    """The p values, each corrected for their number, in the same order.
-
-        p'_(i) = max over j <= i of min(1, (m - j + 1) * p_(j)),     p_(1) <= ... <= p_(m)
-
-    To call those below 0.05 different is wrong for any of them in at most 5 % of all comparisons.
-    Source: S. Holm, Scandinavian Journal of Statistics 6 (1979) 65.
-    """
-    corrected, least = [0.0] * len(p_values), 0.0
-    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[at]))
-        corrected[at] = least
-    return corrected
 
 
 def shared_images(group: Sequence[Contender]) -> list[Shared]:

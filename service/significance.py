@@ -14,7 +14,7 @@ from dkl.intervals import wilson_interval
 from service.rows import Row
 
 LEVEL = 0.05
-"""Of the whole family of tests: the chance that any row is told from the leader without reason."""
+"""Of a whole family of tests: the chance that any of them tells two models apart without reason."""
 Tie = Literal["paired", "intervals"]
 Interval = tuple[float, float]
 _AT_ONCE = 1024
@@ -49,7 +49,7 @@ def ties(leader: int, rows: Sequence[Row], verdicts: Mapping[str, Verdicts]) -> 
         for place, row in enumerate(rows)
         if place != leader and (other := verdicts.get(row.entry)) is not None and other[:2] == best[:2]
     }
-    told_apart = holm(mcnemar(*disagreements(best.robust, list(flags.values()))))
+    told_apart = holm(mcnemar(*disagreements(best.robust, list(flags.values())))) <= LEVEL
     for place, apart in zip(flags, told_apart.tolist(), strict=True):
         found[place] = None if apart else "paired"
     return found
@@ -87,16 +87,19 @@ def mcnemar(only_a: NDArray[np.int64], only_b: NDArray[np.int64]) -> NDArray[np.
     return np.minimum(1.0, np.exp(math.log(2) * (1 - trials) + log_largest + np.log(total)))
 
 
-def holm(p_values: NDArray[np.float64], level: float = LEVEL) -> NDArray[np.bool_]:
-    """Which of the hypotheses are rejected when all of them together may err with probability `level`; (N,).
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The p values, each corrected for their number, in the same order; (N,).
 
+        p'_(i) = max over j <= i of min(1, (N - j + 1) * p_(j)),     p_(1) <= ... <= p_(N)
+
+    To call those at or below LEVEL different is wrong for any of them with at most that probability.
     Source: S. Holm, Scandinavian Journal of Statistics 6 (1979) 65.
     """
     order = np.argsort(p_values, kind="stable")
-    holds = p_values[order] * np.arange(len(order), 0, -1) <= level
-    rejected = np.empty(len(order), np.bool_)
-    rejected[order] = np.logical_and.accumulate(holds)
-    return rejected
+    corrected = np.empty(len(order))
+    steps = np.minimum(p_values[order] * np.arange(len(order), 0, -1), 1.0)
+    corrected[order] = np.maximum.accumulate(steps)
+    return corrected
 
 
 def _log_factorial(numbers: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from service.leaderboard import UnknownEntryError
 from service.leaderboard import entry as find_entry
 from service.learning_curves import learning_curves
 from service.rows import Board, Row
+from service.significance import LEVEL
 from service.standings import standings
 from service.state import state_of
 from service.web import comparison as show
@@ -60,7 +61,7 @@ def _compare(request: Request, group: Sequence[Contender], sort: show.Order) -> 
         "entries": entries,
         "by_label": {one.label: one for one in group},
         "lower_known": any(one.row.best_known_accuracy < one.row.robust_accuracy for one in group),
-        "level": show.LEVEL,
+        "level": LEVEL,
         "sort": sort,
         "verdict": show.verdict(compared),
         "pair_tables": show.pair_tables(compared.tests),

@@ -11,6 +11,7 @@ from service.learning_curves import LearningCurve
 from service.pair_tests import Difference, PairTest
 from service.rows import Board
 from service.side_by_side import Classes, ClassRow
+from service.significance import LEVEL
 from service.web.charts import Chart, Series, line_chart
 from service.wording import percent
 
@@ -27,9 +28,6 @@ def query(entries: Sequence[str], **more: str) -> str:
 
 
 # --- in sentences -----------------------------------------------------------------------------------------
-
-LEVEL = 0.05
-"""Of all tests of a comparison together."""
 
 
 def verdict(compared: Comparison) -> list[str]:

@@ -4,8 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dkl.flags import Flags, pack
 from dkl.intervals import wilson_interval
@@ -13,9 +11,10 @@ from dkl.paired import Pairs
 from service.comparisons import comparison_of
 from service.contenders import Contender
 from service.learning_curves import EpochPoint, LearningCurve
-from service.pair_tests import alone, holm_corrected, pair_tests, shared_images
+from service.pair_tests import alone, pair_tests, shared_images
 from service.rows import Board, Row
 from service.side_by_side import classes, evaluation_recipes, stages, training_recipes
+from service.significance import holm
 from service.tables import Job
 from service.web.comparison import class_tables, curve_chart, pair_tables, reasons, show_p, signed, verdict
 
@@ -62,23 +61,6 @@ def evaluated(
 # --- pairs ------------------------------------------------------------------------------------------------
 
 
-def test_holm_as_r_corrects() -> None:
-    corrected = holm_corrected([0.01, 0.04, 0.03, 0.005])  # p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")
-    assert corrected == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-
-@given(st.lists(st.floats(0, 1), max_size=15), st.sampled_from([0.01, 0.05, 0.2]))
-def test_holm_corrected_values_below_a_level_are_those_that_holm_rejects(
-    p_values: list[float], level: float
-) -> None:
-    rejected, order = set(), sorted(range(len(p_values)), key=p_values.__getitem__)
-    for rank, at in enumerate(order):
-        if p_values[at] * (len(p_values) - rank) > level:
-            break
-        rejected.add(at)
-    assert {at for at, p in enumerate(holm_corrected(p_values)) if p <= level} == rejected
-
-
 def test_a_pair_on_the_same_images_is_compared_image_by_image() -> None:
     a, b = judged("A", "1111111110", "1111110000"), judged("B", "1111111101", "1000000000")
     (test,) = pair_tests([a, b])
@@ -104,7 +86,7 @@ def test_clean_and_robust_p_values_are_corrected_over_all_pairs_each_for_themsel
     tests = {(test.a, test.b): test for test in pair_tests(group)}
     assert list(tests) == [("A", "B"), ("A", "C"), ("B", "C")]
     raw = [test.robust.p_value for test in tests.values() if test.robust]
-    assert [test.robust.corrected for test in tests.values() if test.robust] == holm_corrected(raw)
+    assert [test.robust.corrected for test in tests.values() if test.robust] == holm(np.array(raw)).tolist()
     assert tests["A", "B"].robust.corrected == pytest.approx(2 * 2 / 2**10)
     assert {test.clean.corrected for test in tests.values() if test.clean} == {1.0}
 

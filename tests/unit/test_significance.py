@@ -85,13 +85,25 @@ def test_disagreements_are_counted_bit_by_bit(images: int, others: int, chance) 
 
 def test_holms_steps_are_those_of_his_paper() -> None:
     # 0.01 <= 0.05 / 4, 0.013 <= 0.05 / 3, 0.03 > 0.05 / 2, and nothing after the first that holds.
-    assert holm(np.array([0.03, 0.01, 0.04, 0.013])).tolist() == [False, True, False, True]
-    assert holm(np.array([0.02, 0.02, 0.001])).tolist() == [True, True, True]
-    assert holm(np.array([0.9, 0.0499])).tolist() == [False, False]
+    assert (holm(np.array([0.03, 0.01, 0.04, 0.013])) <= 0.05).tolist() == [False, True, False, True]
+    assert (holm(np.array([0.02, 0.02, 0.001])) <= 0.05).tolist() == [True, True, True]
+    assert (holm(np.array([0.9, 0.0499])) <= 0.05).tolist() == [False, False]
     assert holm(np.array([])).tolist() == []
 
 
-# --- who is compared how ----------------------------------------------------------------------------------
+def test_holm_as_r_corrects() -> None:
+    corrected = holm(np.array([0.01, 0.04, 0.03, 0.005]))  # p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")
+    assert corrected.tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.lists(st.floats(0, 1), max_size=15), st.sampled_from([0.01, 0.05, 0.2]))
+def test_values_corrected_by_holm_are_below_a_level_where_he_rejects(p_values: list[float], level: float) -> None:
+    rejected, order = set(), sorted(range(len(p_values)), key=p_values.__getitem__)
+    for rank, at in enumerate(order):
+        if p_values[at] * (len(p_values) - rank) > level:
+            break
+        rejected.add(at)
+    assert set(np.flatnonzero(holm(np.array(p_values)) <= level).tolist()) == rejected
 
 
 def test_shared_flags_tell_apart_what_intervals_cannot() -> None:
