@@ -57,7 +57,8 @@ class Pairs:
         marginal = a * (n - a) * b * (n - b)
         phi = corrected / marginal**0.5 if marginal else 0.0
         below, above = (x * x - 2 * phi * x * y + y * y for x, y in ((s, t), (u, v)))
-        return self.difference - max(below, 0.0) ** 0.5, self.difference + max(above, 0.0) ** 0.5
+        low, high = self.difference - max(below, 0.0) ** 0.5, self.difference + max(above, 0.0) ** 0.5
+        return max(low, -1.0), min(high, 1.0)  # rounding may lead a little out
 
     def p_value(self) -> float:
         """McNemar's exact test, two-sided: how probable so uneven a split of the disagreements is by chance.
