@@ -184,9 +184,12 @@ def filled(network: nn.Module) -> nn.Module:
 
 
 def exact_to(name, mode):
-    """How far float64 may be from the golden numbers. Waves are matrices of rank two, so that deep in ResNet-50 batch
-    norms in training mode divide by next to nothing: a change of the input comes out 7e10 times as large (measured),
-    and so does rounding, which differs between processors. The same weights in eval mode are exact."""
+    """How far float64 may be from the golden numbers.
+
+    Waves are matrices of rank two, so that deep in ResNet-50 batch norms in training mode divide by next to nothing:
+    a change of the input comes out 7e10 times as large (measured), and so does rounding, which differs between
+    processors. In eval mode the same weights are exact.
+    """
     return 5e-3 if (name, mode) == ("ResNet50", "train") else 1e-9
 
 
