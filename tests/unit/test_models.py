@@ -186,7 +186,7 @@ def filled(network: nn.Module) -> nn.Module:
 def exact_to(name, mode):
     """How far float64 may be from the golden numbers.
 
-    Waves are matrices of rank two, so that batch norms deep in ResNet-50 divide by next to nothing in training mode:
+    Waves are matrices of rank two, so that batch norms deep in ResNet-50 divide by next to nothing in training:
     a change of the input comes out 7e10 times as large (measured), and so does rounding, which differs between
     processors. In eval mode the same weights are exact.
     """
