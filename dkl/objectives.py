@@ -110,7 +110,7 @@ class DAJAT(Document):
 class LASAT(Document):
     """CE(x_adv), each x_adv by a strategy of its own that a second network chooses: LAS-AT, arXiv:2203.06616.
 
-    With AWP it is LAS-AWP. `steps` and `relative_step_size` of `attack` are those of the PGD that the reward looks at.
+    With AWP it is LAS-AWP. `steps` and `relative_step_size` of `attack` are those of the PGD in the reward.
     """
 
     kind: Literal["las-at"] = "las-at"
@@ -122,7 +122,7 @@ class LASAT(Document):
 class LASTRADES(Document):
     """CE(x) + beta * KL(x || x_adv), beta and x_adv by a strategy of each image: LAS-TRADES, arXiv:2203.06616.
 
-    `steps` and `relative_step_size` of `attack` are those of the PGD that the reward looks at.
+    `steps` and `relative_step_size` of `attack` are those of the PGD in the reward.
     """
 
     kind: Literal["las-trades"] = "las-trades"

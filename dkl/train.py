@@ -16,9 +16,10 @@ from dkl.adversarial import Adversarial
 from dkl.batches import TrainingData, training_data
 from dkl.dajat import DiverseViews
 from dkl.events import Adjusted, Epoch, Event, Finished, Progress, TrainResult
+from dkl.las import LearntStrategy
 from dkl.lbgat import BoundaryGuided
 from dkl.method import Method
-from dkl.objectives import DAJAT, LBGAT
+from dkl.objectives import DAJAT, LASAT, LASTRADES, LBGAT
 from dkl.provenance import provenance
 from dkl.run import Run
 from dkl.shots import shots
@@ -75,6 +76,8 @@ def _method(recipe: recipes.Train, data: TrainingData, device: str, world: World
             return BoundaryGuided(recipe, channels=data.channels, classes=data.classes, device=device, world=world)
         case DAJAT():
             return DiverseViews(recipe, device=device, world=world)
+        case LASAT() | LASTRADES():
+            return LearntStrategy(recipe, channels=data.channels, classes=data.classes, device=device, world=world)
         case _:
             return Adversarial(recipe, classes=data.classes, device=device, world=world)
 
