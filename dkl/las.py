@@ -1,8 +1,8 @@
 """Adversarial training with learnt attack strategies: the method of LAS-AT, LAS-TRADES and LAS-AWP.
 
-A second network looks at each image and chooses how it is attacked. The model learns from those adversarial images as
-it would from any others; in one of `every` updates the second network learns, by REINFORCE, from what its strategies
-earned. Nothing it knows is part of the published model.
+A second network looks at each image and chooses how it is attacked. The model learns from those adversarial images
+as it would from any others; in one of `every` updates the second network learns, by REINFORCE, from what its
+strategies earned. Nothing it knows is part of the published model.
 
 Source: Jia et al., CVPR 2022, arXiv:2203.06616.
 
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from dkl import attacks, recipes
 from dkl.adversarial import Adversarial
 from dkl.adversary import Adversary
+from dkl.attacks.per_image import LossOfRows
 from dkl.draws import Draw, generator
 from dkl.events import StrategyEpoch
 from dkl.las_network import Drawn, StrategyNetwork, lists_of, reinforce, strategies
@@ -165,7 +166,7 @@ class LearntStrategy:
         for rows, share in parts(len(x_BCHW), micro_batch):
             log_probability_B = self.network.log_probability(x_BCHW[rows], choices_BL[rows])
             part = torch.autograd.grad(share * reinforce(log_probability_B, reward_B[rows].float()), learnt)
-            gradients = list(part) if not gradients else torch._foreach_add(gradients, part)
+            gradients = list(torch._foreach_add(gradients, part)) if gradients else list(part)
         if self.world.size > 1:  # each has computed all of it; rounding must not let them drift apart
             self.world.sum_(*gradients)
             torch._foreach_div_(gradients, self.world.size)
@@ -205,14 +206,14 @@ class LearntStrategy:
         self.tally.load_state_dict(state["tally"])
 
 
-def _attacked_loss(network: Network, attack: PGD, x_BCHW: Tensor, y_B: Tensor) -> attacks.LossOfRows:
+def _attacked_loss(network: Network, attack: PGD, x_BCHW: Tensor, y_B: Tensor) -> LossOfRows:
     """What the strategies climb, over the images that still go on. The network is in the attack's mode."""
     nat_BK: Tensor | None = None
     if attack.loss != "ce":
         with torch.no_grad():
             nat_BK = network.forward(x_BCHW)
 
-    def loss(adv_nK: Tensor, rows_n: Tensor) -> Tensor:
+    def loss(rows_n: Tensor, adv_nK: Tensor) -> Tensor:
         nat_nK = None if nat_BK is None else nat_BK[rows_n]
         return attacked_loss(attack, nat_nK, adv_nK, y_B[rows_n], None)
 

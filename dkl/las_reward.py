@@ -69,7 +69,7 @@ def earned(
             loss, loss_B = _losses(network, plan, batch, rows)
             found_B3[rows, 0] = loss_B.double().clamp_max(reward.largest_loss)
             part = torch.autograd.grad(share * loss, learnt)
-            gradients = list(part) if not gradients else torch._foreach_add(gradients, part)
+            gradients = list(torch._foreach_add(gradients, part)) if gradients else list(part)
     world.sum_(*gradients)
     with stepped(learnt, gradients, lr), attacks.attack_mode(network.model, "eval"):
         for rows, _ in parts:

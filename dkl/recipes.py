@@ -242,9 +242,9 @@ class Train(Fit):
         if isinstance(self.objective, LASAT | LASTRADES):
             require_attackable(
                 self.objective.kind,
-                norm=self.threat and self.threat.norm,
-                mode=self.attack and self.attack.mode,
-                eps_schedule=self.attack and self.attack.eps_schedule,
+                threat=self.threat,
+                mode=self.attack.mode if self.attack else None,
+                eps_schedule=self.attack.eps_schedule if self.attack else None,
                 second_view=self.second_view is not None,
                 compiled=self.compile,
             )

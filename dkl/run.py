@@ -179,9 +179,7 @@ class Run:
         self.sums = _Sums()
         return epoch
 
-    def _epoch_event(
-        self, judged: Accuracies | None, strategy: StrategyEpoch | None, *, seconds: float
-    ) -> Epoch:
+    def _epoch_event(self, judged: Accuracies | None, strategy: StrategyEpoch | None, *, seconds: float) -> Epoch:
         sums, epochs = self.sums, self.recipe.epochs
         passed = sum(epoch.seconds for epoch in self.epochs) + seconds
         return Epoch(

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dkl.architectures import Model, ResNet
-from dkl.documents import Count, Document, NonNegative, Pixels, Positive
+from dkl.documents import Count, Document, NonNegative, Pixels, Positive, ThreatModel
 
 Choices = Annotated[tuple[Pixels, ...], Field(min_length=1, max_length=100)]
 
@@ -76,14 +76,14 @@ def require_ascending(name: str, values: Sequence[float]) -> None:
 def require_attackable(
     kind: str,
     *,
-    norm: str | None,
+    threat: ThreatModel | None,
     mode: str | None,
     eps_schedule: str | None,
     second_view: bool,
     compiled: str,
 ) -> None:
     """ValueError where the rest of a recipe, with the objective `kind`, leaves a learnt strategy no way."""
-    if norm != "Linf":
+    if threat is None or threat.norm != "Linf":
         raise ValueError(f"the objective '{kind}' chooses strategies for Linf; set threat.norm='Linf'")
     if mode != "eval":
         raise ValueError(

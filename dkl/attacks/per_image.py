@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H, W pixels, K classes, n images that still go on.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Strategies(NamedTuple):
 
 
 LossOfRows = Callable[[Tensor, Tensor], Tensor]
-"""logits_nK and the images' positions in the batch, rows_n -> scalar: a sum over the images."""
+"""The images' positions in the batch, rows_n, and their logits_nK -> scalar: a sum over the images."""
 
 
 def pgd_linf_per_image(
@@ -35,9 +36,9 @@ def pgd_linf_per_image(
 ) -> Tensor:
     """x_adv with |x_adv - x| <= eps_B in every pixel of each image, in [0, 1]: `pgd_linf`, image by image.
 
-    An image leaves the batch after its last step, so `forward` must not let images depend on each other. The longest
-    go first, so that those that go on are always the first rows of one tensor. Where all strategies are equal the
-    result is that of `pgd_linf`, bit for bit.
+    An image leaves the batch after its last step, so `forward` must not let images depend on each other. The
+    longest go first, so that those that go on are always the first rows of one tensor. Where all strategies are
+    equal the result is that of `pgd_linf`, bit for bit.
     """
     steps_B = strategies.steps_B.cpu()  # waits for a GPU once, and not at every step
     longest_first_B = steps_B.argsort(descending=True, stable=True)
@@ -51,7 +52,7 @@ def pgd_linf_per_image(
         n = int((steps_B > step).sum())
         rows_n = order_B[:n]
         x_nCHW = x_adv_BCHW[:n]
-        g_nCHW = input_gradient(forward, x_nCHW, lambda logits_nK, rows_n=rows_n: loss(logits_nK, rows_n))
+        g_nCHW = input_gradient(forward, x_nCHW, partial(loss, rows_n))
         moved_nCHW = x_nCHW + step_size_B111[:n] * g_nCHW.sign()
         x_adv_BCHW[:n] = moved_nCHW.clamp(low_BCHW[:n], high_BCHW[:n]).clamp(0, 1)
     result_BCHW = torch.empty_like(x_adv_BCHW)
