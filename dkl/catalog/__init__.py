@@ -16,6 +16,7 @@ from dkl.catalog.dkl_papers import DKL_PAPERS
 from dkl.catalog.entries import Named, Needs, Published, PublishedAccuracy
 from dkl.catalog.generated import GENERATED
 from dkl.catalog.judges import JUDGES
+from dkl.catalog.las import LAS
 from dkl.catalog.long_tailed import LONG_TAILED
 from dkl.catalog.perturbed import PERTURBED
 from dkl.catalog.rivals import RIVALS
@@ -41,6 +42,7 @@ RECIPES: dict[str, Named] = {
     **GENERATED,
     **RIVALS,
     **PERTURBED,
+    **LAS,
     **DISTILLATION,
     **LONG_TAILED,
     **ROBUST_DISTILLATION,
