@@ -165,7 +165,9 @@ class LearntStrategy:
         gradients: list[Tensor] = []
         for rows, share in parts(len(x_BCHW), micro_batch):
             log_probability_B = self.network.log_probability(x_BCHW[rows], choices_BL[rows])
-            part = torch.autograd.grad(share * reinforce(log_probability_B, reward_B[rows].float()), learnt)
+            part = torch.autograd.grad(
+                share * reinforce(log_probability_B, reward_B[rows].to(log_probability_B)), learnt
+            )
             gradients = list(torch._foreach_add(gradients, part)) if gradients else list(part)
         if self.world.size > 1:  # each has computed all of it; rounding must not let them drift apart
             self.world.sum_(*gradients)

@@ -52,7 +52,7 @@ class StrategyNetwork(nn.Module):
         """Log-probabilities of each list's values."""
         with batch_mode(self.network):
             logits_BS = self.network(x_BCHW)
-        return [logits.float().log_softmax(1) for logits in logits_BS.split(self.sizes, dim=1)]
+        return [logits.log_softmax(1) for logits in logits_BS.split(self.sizes, dim=1)]
 
     @torch.no_grad()
     def draw(self, x_BCHW: Tensor, parts: Sequence[slice], random: torch.Generator) -> Drawn:
