@@ -89,6 +89,7 @@ def _draw_accuracies(axes: Axes, epochs: Sequence[Epoch]) -> None:
     _draw(axes, epochs, lambda epoch: epoch.validation_robust_accuracy, "PGD, held out", _BLUE, "-")
     _draw(axes, epochs, lambda epoch: epoch.clean_accuracy, "clean, training batches", _GREY, "--")
     _draw(axes, epochs, lambda epoch: epoch.adversarial_accuracy, "adversarial, training batches", _BLUE, "--")
+    _draw(axes, epochs, lambda epoch: epoch.teacher_accuracy, "teacher, training batches", _ORANGE, "--")
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("accuracy")

@@ -78,6 +78,7 @@ function panels(rows) {
         { label: "PGD, held out", of: (row) => row.validation_robust_accuracy, stroke: "--robust" },
         { label: heldOut ? "clean, training" : "clean accuracy", of: (row) => row.clean_accuracy, stroke: "--clean-line", ...training },
         { label: heldOut ? "adversarial, training" : "adversarial accuracy", of: (row) => row.adversarial_accuracy, stroke: "--robust", ...training },
+        { label: heldOut ? "teacher, training" : "teacher's accuracy", of: (row) => row.teacher_accuracy, stroke: "--third", ...training },
       ],
     },
     {
