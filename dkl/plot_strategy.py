@@ -28,7 +28,8 @@ def draw_rewards(axes: Axes, said: Sequence[tuple[int, StrategyEpoch]]) -> None:
             _line(axes, points, f"reward: {name}", color, "-" if name == "total" else "--")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("reward")
-    axes.legend(fontsize=8, frameon=False, ncols=2)
+    if axes.lines:
+        axes.legend(fontsize=8, frameon=False, ncols=2)
 
 
 def draw_choices(axes: Axes, said: Sequence[tuple[int, StrategyEpoch]]) -> None:
@@ -50,9 +51,8 @@ def draw_choices(axes: Axes, said: Sequence[tuple[int, StrategyEpoch]]) -> None:
 def draw_shares(axes: Axes, number: int, shares: ChoiceShares) -> None:
     """How often each value of a list was drawn in epoch `number`."""
     axes.bar(range(len(shares.values)), shares.shares, color=_COLORS[0])
-    axes.set_xticks(
-        range(len(shares.values)), [f"{value:.3g}" for value in shares.values], fontsize=6, rotation=90
-    )
+    show = show_pixels if shares.name in {"eps", "step_size"} else "{:g}".format
+    axes.set_xticks(range(len(shares.values)), map(show, shares.values), fontsize=6, rotation=90)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(axis="y", labelsize=7)

@@ -110,5 +110,5 @@ def _shares(epochs: Sequence[_Epoch], name: str, *, in_levels: bool) -> Chart | 
         lines.append(Series(f"epoch {epoch.number}", list(zip(values, one["shares"], strict=True)), dashed))
     x_label = f"{_label(name)}, in 1/255" if levels else _label(name)
     return line_chart(
-        f"How often each {_label(name)} was drawn", lines, x_label=x_label, y_label="images", percent=True
+        f"{_label(name)}: how often each value was drawn", lines, x_label=x_label, y_label="images", percent=True
     )
