@@ -16,7 +16,8 @@ from dkl.recipes import Augmentation
 def augment(images: Tensor, recipe: Augmentation, random: torch.Generator) -> Tensor:
     """Images, uint8 (B, C, H, W), cropped and mirrored, then turned, then put through the policy of `recipe`.
 
-    The policy autoaugment-first comes before all that. The generator lives on the images' device. The images given stay as they are.
+    The policy autoaugment-first comes before all that. The generator lives on the images' device. The images given
+    stay as they are.
     """
     if recipe.policy == "autoaugment-first":
         images = autoaugment(images, random)

@@ -1,8 +1,8 @@
 """Diverse augmentations with joint adversarial training: the method of `Train` for the objective DAJAT.
 
-A batch shows every image as it is (the base view) and through AutoAugment, several times. The augmented views share
-all weights with the base view but the batch norms, and these are thrown away at the end: what is published is the
-network of the base view.
+A batch shows every image as it is (the base view) and through AutoAugment, several times. The augmented views
+share all weights with the base view but the batch norms, and these are thrown away at the end: what is published is
+the network of the base view.
 
 Source: Addepalli et al., arXiv:2210.15318, and its code.
 
@@ -135,7 +135,7 @@ class DiverseViews:
         return found
 
     def _perturbed(self, network: Network, portions: list[_Part], epoch: int) -> AbstractContextManager[None]:
-        """Inside, all views' weights are moved towards a higher loss of the base view, where the recipe asks for AWP."""
+        """Inside, the weights of all views are moved towards a higher loss of the base view, with AWP."""
         awp = self.recipe.awp
         if awp is None or epoch < awp.first_epoch:
             return nullcontext()

@@ -1,4 +1,4 @@
-"""LBGAT (arXiv:2011.11164): a clean ResNet-18 learns along, and guides the robust network's boundary. No torch."""
+"""LBGAT (arXiv:2011.11164): a clean ResNet-18 learns along and guides the robust network. No torch."""
 
 from dkl.architectures import WideResNet
 from dkl.catalog.entries import LINF_8, ROBUSTBENCH, WRN_34_10, Named, Published
@@ -78,8 +78,8 @@ LBGAT_RECIPES: dict[str, Named] = {
     ),
     "lbgat-cifar100-wrn-34-10-awp-beta9": Named(
         _lbgat("cifar100", WRN_34_10, 9.0, threat=LINF_8, awp=AWP()),
-        f"LBGAT with AWP at 8/255, the row LBGAT-AWP*. {_WITH_AWP} What the star stands for is not said; beta 9 is "
-        "known from the name of the checkpoint.",
+        f"LBGAT with AWP at 8/255, the row LBGAT-AWP*. {_WITH_AWP} What the star stands for is not said; beta 9 "
+        "is known from the name of the checkpoint.",
         Published(0.6299, 0.3120, *_README),
         also=(Published(0.6299, 0.3120, *ROBUSTBENCH),),
     ),
