@@ -1,8 +1,8 @@
 """Diverse augmentations with joint adversarial training: the method of `Train` for the objective DAJAT.
 
-A batch shows every image as it is (the base view) and through AutoAugment, several times. The augmented views
-share all weights with the base view but the batch norms, and these are thrown away at the end: what is published is
-the network of the base view.
+A batch shows every image as it is (the base view) and through AutoAugment, several times. Augmented views share
+all weights with the base view but the batch norms. These are thrown away at the end: what is published is the
+network of the base view.
 
 Source: Addepalli et al., arXiv:2210.15318, and its code.
 
