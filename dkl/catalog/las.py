@@ -1,7 +1,7 @@
 """LAS-AT, LAS-TRADES and LAS-AWP: attack strategies that are learnt (arXiv:2203.06616). No torch.
 
-"LAS-AT" in the tables of the IKL-AT paper is LAS-AWP. The authors' code carries no licence: the recipes are made of
-formulas and settings, and what is not known of these is said in the descriptions.
+"LAS-AT" in the tables of the IKL-AT paper is LAS-AWP. The authors' code carries no licence: the recipes are made
+of formulas and settings, and what is not known of these is said in the descriptions.
 """
 
 from typing import Literal
@@ -30,8 +30,8 @@ _NEARBY = PGD(loss="kl", steps=10, relative_step_size=0.25, start="gaussian", ep
 """Ten steps of 2/255 are those of the PGD in the reward."""
 
 _SMOOTHING: dict[_Cifar, float] = {"cifar10": 0.3 * 10 / 9, "cifar100": 0.4 * 100 / 99}
-"""The label has the probability 0.7 or 0.6 in the original, which gives the rest to the other classes; here it is what
-all classes get alike."""
+"""The label has the probability 0.7 or 0.6 in the original, which gives the rest to the other classes; here it is
+what all classes get alike."""
 
 
 def _trained(
@@ -86,12 +86,12 @@ def _las_awp(dataset: _Cifar, model: Model = WRN_34_10) -> Train:
 
 _UNKNOWN = (
     "Not known of the original, and chosen here: the strategy's optimiser (Adam), what batch norms do while "
-    "attacking (eval mode), where the loss in its reward is cut (5), augmentation and weight decay (5e-4), and its "
-    "epoch (the best on held-out training images)."
+    "attacking (eval mode), where the loss in its reward is cut (5), augmentation and weight decay (5e-4), and "
+    "its epoch (the best on held-out training images)."
 )
 _AWP_ABOUT = (
-    "LAS-AWP, which the IKL-AT paper calls LAS-AT: learnt attack strategies with AWP. When AWP begins is not known "
-    f"either; here it is with the first epoch, as in AT-AWP. {_UNKNOWN}"
+    "LAS-AWP, which the IKL-AT paper calls LAS-AT: learnt attack strategies with AWP. When AWP begins is not "
+    f"known either; here it is with the first epoch, as in AT-AWP. {_UNKNOWN}"
 )
 _AS_LAS_AWP = "RobustBench calls it LAS-AT and does not say which of the three; it is taken to be LAS-AWP."
 _NO_NUMBER = "No number for it was found in a source that could be read."
