@@ -16,7 +16,7 @@ from dkl.plot_strategy import draw_choices, draw_rewards, draw_shares, said_by
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _GREY, _BLUE, _ORANGE = "#7d8b94", "#1d7896", "#c2552d"
-_TERMS = (_GREY, _BLUE, "#8a5aa8", "#5c8a3a")
+_TERMS = (_GREY, _BLUE, "#8a5aa8", "#5c8a3a", "#b0892e")
 _REDRAW_SECONDS = 2.0
 
 

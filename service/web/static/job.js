@@ -86,7 +86,7 @@ function panels(rows) {
       lines: [
         { label: "loss", of: (row) => row.loss, stroke: "--loss" },
         ...(terms.length > 1 ? terms : []).map((name, place) => ({
-          label: name.replaceAll("_", " "), of: (row) => row.terms?.[name], stroke: TERMS[place % TERMS.length], width: 1.5,
+          label: name.replaceAll("_", " "), of: (row) => row.terms?.[name], stroke: TERMS[place % TERMS.length], width: 1.5, dash: place < TERMS.length ? undefined : [5, 4],
         })),
       ],
     },
