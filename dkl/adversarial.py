@@ -14,7 +14,7 @@ from dkl.attacks import draw_start
 from dkl.documents import ThreatModel
 from dkl.draws import Draw, generator
 from dkl.method import Shown
-from dkl.objectives import GKL, IKL
+from dkl.objectives import GKL, IKL, OfOneNetwork
 from dkl.prior import ClassPrior
 from dkl.schedules import radius
 from dkl.updates import Batch, Network, Plan, Update, goes_adversarial_first, update
@@ -28,7 +28,9 @@ class Adversarial:
         self.recipe = recipe
         self.device = device
         self.world = world
-        objective = recipe.objective
+        assert isinstance(recipe.objective, OfOneNetwork)
+        self.objective: OfOneNetwork = recipe.objective
+        objective = self.objective
         temperature = objective.prior_temperature if isinstance(objective, IKL | GKL) else 1.0
         self.prior = ClassPrior(classes, temperature=temperature, device=device)
 
@@ -44,11 +46,11 @@ class Adversarial:
         """What the updates of this epoch do."""
         recipe = self.recipe
         return Plan(
-            objective=recipe.objective,
+            objective=self.objective,
             attack=recipe.attack,
             threat=self._threat(epoch),
             awp=recipe.awp if recipe.awp and epoch >= recipe.awp.first_epoch else None,
-            adversarial_first=goes_adversarial_first(recipe.objective, recipe.awp),
+            adversarial_first=goes_adversarial_first(self.objective, recipe.awp),
             view_weights=(1.0,) if recipe.second_view is None else (1.0, recipe.second_view.weight),
         )
 

@@ -16,8 +16,11 @@ from dkl.recipes import Augmentation
 def augment(images: Tensor, recipe: Augmentation, random: torch.Generator) -> Tensor:
     """Images, uint8 (B, C, H, W), cropped and mirrored, then turned, then put through the policy of `recipe`.
 
-    The generator lives on the images' device. The images given stay as they are.
+    The policy autoaugment-first comes before all that. The generator lives on the images' device. The images given
+    stay as they are.
     """
+    if recipe.policy == "autoaugment-first":
+        images = autoaugment(images, random)
     if recipe.crop or recipe.flip:
         images = crop_flip(images, recipe.crop, recipe.padding, recipe.flip, random)
     if recipe.rotation:
@@ -27,7 +30,7 @@ def augment(images: Tensor, recipe: Augmentation, random: torch.Generator) -> Te
             return autoaugment(images, random)
         case "cutout":
             return cutout(images, random)
-        case None:
+        case "autoaugment-first" | None:
             return images
         case _:
             assert_never(recipe.policy)

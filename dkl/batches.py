@@ -3,7 +3,7 @@
 Which images a batch holds and how they are augmented depends on (seed, epoch, index) alone: any batch can be made
 without the ones before it, so an interrupted epoch goes on where it stopped.
 
-Shapes: V views (1 or 2), B images of a batch, C channels, H, W pixels.
+Shapes: V views, B images of a batch, C channels, H, W pixels.
 """
 
 import math
@@ -22,6 +22,7 @@ from dkl.datasets import Arrays, Folder, is_folder, load, open_folder, read_pict
 from dkl.draws import Draw, generator, order
 from dkl.folders import FolderRows, on_crops
 from dkl.generated import GeneratedRows, open_generated
+from dkl.objectives import DAJAT
 from dkl.recipes import Augmentation, Fit, Generated, Train
 
 
@@ -156,17 +157,12 @@ class Batches:
             raise IndexError(f"an epoch has {len(self)} batches, there is no batch {index}")
         images_VBCHW, y_B = self.source.rows(epoch, index)
         count = len(self.augmentations)
-        views = zip(
-            images_VBCHW.expand(count, -1, -1, -1, -1),
-            self.augmentations,
-            (Draw.AUGMENTATION, Draw.SECOND_VIEW)[:count],
-            strict=True,
-        )
+        views = zip(images_VBCHW.expand(count, -1, -1, -1, -1), self.augmentations, strict=True)
         shown = [
-            augment(images_BCHW, recipe, generator(images_BCHW.device, draw, self.seed, epoch, index))
+            augment(images_BCHW, recipe, generator(images_BCHW.device, *_draw(view, self.seed, epoch, index)))
             if recipe
             else images_BCHW
-            for images_BCHW, recipe, draw in views
+            for view, (images_BCHW, recipe) in enumerate(views)
         ]
         return as_pixels(torch.cat(shown)), y_B.repeat(count)
 
@@ -174,6 +170,17 @@ class Batches:
         """Which of the images that are learnt from a batch shows, of one view: int64 (B,), on the CPU; -1 for a
         generated one."""
         return self.source.positions(epoch, index)
+
+
+def _draw(view: int, *key: int) -> tuple[int, ...]:
+    """The key of a view's random numbers."""
+    match view:
+        case 0:
+            return Draw.AUGMENTATION, *key
+        case 1:
+            return Draw.SECOND_VIEW, *key
+        case _:
+            return Draw.SECOND_VIEW, *key, view
 
 
 @dataclass(frozen=True)
@@ -279,8 +286,15 @@ def _from_folder(recipe: Fit, folder: Folder, device: str | torch.device) -> Tra
 
 
 def _augmentations(recipe: Fit) -> tuple[Augmentation | None, ...]:
-    view = recipe.second_view if isinstance(recipe, Train) else None
-    return (recipe.augmentation,) if view is None else (recipe.augmentation, view.augmentation)
+    """One for each view of a batch."""
+    base = recipe.augmentation
+    if not isinstance(recipe, Train):
+        return (base,)
+    if isinstance(recipe.objective, DAJAT):
+        plain = base or Augmentation(crop=0, flip=False)
+        view = plain.model_copy(update={"policy": "autoaugment-first"})
+        return (base, *(view,) * recipe.objective.views)
+    return (base,) if recipe.second_view is None else (base, recipe.second_view.augmentation)
 
 
 def _generated(recipe: Fit) -> Generated | None:

@@ -20,6 +20,8 @@ class Draw(IntEnum):
     MIXTURE = 7
     CROP = 8
     NEGATIVES = 9
+    STRATEGY = 10
+    REWARD_START = 11
 
 
 def generator(device: str | torch.device, *key: int) -> torch.Generator:

@@ -42,6 +42,34 @@ class Progress(_Event):
     eta_seconds: float
 
 
+class ChoiceShares(BaseModel):
+    """Which values a learnt attack strategy took."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """"eps" and "step_size", in pixels of [0, 1]; "steps"; of LAS-TRADES "beta"."""
+    values: tuple[float, ...]
+    shares: tuple[float, ...]
+    """Of the epoch's images, one for each value."""
+    mean: float
+
+
+class StrategyEpoch(BaseModel):
+    """What the strategy network of LAS-AT chose and earned in an epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    choices: tuple[ChoiceShares, ...]
+    entropy: float
+    """Of the distributions that were drawn from, in nats: over all choices, a mean over the images."""
+    rewards: dict[str, float]
+    """Means over the images that it learnt from: "loss", "robust" and "clean" as they are, and "total", their
+    weighted sum. Empty where it learnt from none."""
+    updates: int
+    """Of the strategy network, in this epoch."""
+
+
 class Epoch(_Event):
     """One epoch of training is over. Accuracies are fractions."""
 
@@ -57,11 +85,15 @@ class Epoch(_Event):
     sees no clean images."""
     adversarial_accuracy: float | None
     """The same on the inner maximisation's images; absent for natural training."""
+    teacher_accuracy: float | None = None
+    """That of the teacher which learns along, on the clean images; absent where there is none."""
     validation_accuracy: float | None
     """On the held-out images; absent where the recipe holds none out. Of the averaged weights if there are any."""
     validation_robust_accuracy: float | None
     """The same under PGD at the recipe's full eps; absent for natural training too."""
     eps: float | None
+    strategy: StrategyEpoch | None = None
+    """How images were attacked; absent where the attack is the same for all."""
     lr: float
     images_per_second: float
     seconds: float

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dkl.attacks.pgd import Forward
 from dkl.recipes import Fit
 from dkl.synchronised import synchronise_batch_norms
 from dkl.updates import Network
@@ -16,21 +17,23 @@ from dkl.world import World
 
 def make_network(model: nn.Module, recipe: Fit, device: str, world: World) -> Network:
     """`model`, on `device` already, and how to call it as `recipe` asks. Its parameters stay where they are."""
-    model.to(memory_format=torch.channels_last)  # in place; what tensor cores and vector units like best
+    forward = make_forward(model, recipe, device, world)
     if world.size == 1:
-        forward = _called(_compiled(model, recipe.compile), recipe.precision, device)
         return Network(model, forward, forward)
-    synchronise_batch_norms(model)
     # Statistics are equal in all processes already, so no buffer needs to be sent around.
     shared = DistributedDataParallel(
         model, device_ids=[device] if device.startswith("cuda") else None, broadcast_buffers=False
     )
-    return Network(
-        model,
-        _called(_compiled(model, recipe.compile), recipe.precision, device),
-        _called(_compiled(shared, recipe.compile), recipe.precision, device),
-        shared.no_sync,
-    )
+    shared_forward = _called(_compiled(shared, recipe.compile), recipe.precision, device)
+    return Network(model, forward, shared_forward, shared.no_sync)
+
+
+def make_forward(model: nn.Module, recipe: Fit, device: str, world: World) -> Forward:
+    """How to call `model` as `recipe` asks; batch norms see all processes' images, gradients are one's own."""
+    model.to(memory_format=torch.channels_last)  # in place; what tensor cores and vector units like best
+    if world.size > 1:
+        synchronise_batch_norms(model)
+    return _called(_compiled(model, recipe.compile), recipe.precision, device)
 
 
 def _compiled(model: nn.Module, how: Literal["off", "default", "cuda-graphs"]) -> Callable[[Tensor], Tensor]:

@@ -7,9 +7,11 @@ where the logits are), and finite for logits up to +-1e4 (in float16: for any th
 The paper's alpha is `wmse_weight` and its beta is `ce_weight`; the authors' code has the two the other way round.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 
 def kl(logits_nat_BK: Tensor, logits_adv_BK: Tensor) -> Tensor:
@@ -19,9 +21,14 @@ def kl(logits_nat_BK: Tensor, logits_adv_BK: Tensor) -> Tensor:
 
     Source: the robust term of TRADES, arXiv:1901.08573.
     """
+    return kl_of_each(logits_nat_BK, logits_adv_BK).mean()
+
+
+def kl_of_each(logits_nat_BK: Tensor, logits_adv_BK: Tensor) -> Tensor:
+    """`kl` of every image, shape (B,)."""
     nat_BK, adv_BK = _pair(logits_nat_BK, logits_adv_BK)
     log_p_BK, log_q_BK = nat_BK.log_softmax(1), adv_BK.log_softmax(1)
-    return (log_p_BK.exp() * (log_p_BK - log_q_BK)).sum(1).mean()
+    return (log_p_BK.exp() * (log_p_BK - log_q_BK)).sum(1)
 
 
 def weighted_mse(logits_a_BK: Tensor, logits_b_BK: Tensor, weight_BK: Tensor) -> Tensor:
@@ -163,6 +170,32 @@ def misclassification_kl(logits_nat_BK: Tensor, logits_adv_BK: Tensor, y_B: Tens
     kl_B = (log_p_BK.exp() * (log_p_BK - log_q_BK)).sum(1)
     p_y_B = log_p_BK.gather(1, y_B[:, None])[:, 0].exp()
     return (kl_B * (1.0000001 - p_y_B)).mean()
+
+
+def boundary(logits_adv_BK: Tensor, logits_teacher_BK: Tensor) -> Tensor:
+    """The mean squared difference of two networks' logits, over images and classes; its gradient flows to both.
+
+    Source: LBGAT, Cui et al., arXiv:2011.11164, Eq. 2, with the mean of the authors' code.
+    """
+    adv_BK, teacher_BK = _pair(logits_adv_BK, logits_teacher_BK)
+    return mse_loss(adv_BK, teacher_BK)
+
+
+def jensen_shannon(logits_of_views: Sequence[Tensor]) -> Tensor:
+    """The Jensen-Shannon divergence of the predictions for several views of the same images, >= 0.
+
+        JS = mean_v sum_j p_vj * (log p_vj - log m_j),      p_v = softmax(logits_v), m = mean_v p_v, at least 1e-7
+
+    Each view's logits are (B, K); the gradient flows to all of them. ValueError unless they are of one shape.
+
+    Source: DAJAT, Addepalli et al., arXiv:2210.15318, after AugMix, arXiv:1912.02781.
+    """
+    first, *others = logits_of_views
+    logits_VBK = torch.stack([_at_least_float32(first), *(_pair(other, first)[0] for other in others)])
+    log_p_VBK = logits_VBK.log_softmax(2)
+    p_VBK = log_p_VBK.exp()
+    log_mixture_BK = p_VBK.mean(0).clamp(1e-7, 1).log()
+    return (p_VBK * (log_p_VBK - log_mixture_BK)).sum(2).mean()
 
 
 def margin(logits_BK: Tensor, y_B: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dkl.events import StrategyEpoch
 from dkl.updates import Network, Update
+from dkl.world import ALONE, World
 
 
 class Shown(NamedTuple):
@@ -36,7 +38,8 @@ class Method(Protocol):
     def eps(self, epoch: int) -> float | None:
         """The radius that is trained against in this epoch."""
 
-    def end_epoch(self) -> None: ...
+    def end_epoch(self) -> StrategyEpoch | None:
+        """What the epoch was like beside its losses and accuracies, where strategies are learnt."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, but for the network, the optimiser and the averages."""
@@ -44,10 +47,18 @@ class Method(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def parts(images: int, micro_batch: int | None) -> Iterator[tuple[slice, float]]:
-    """The rows of a batch of `images`, at most `micro_batch` at a time, in parts of about equal size, each with
-    its share of the batch."""
-    count = math.ceil(images / (micro_batch or images))
-    for index in range(count):
-        rows = slice(images * index // count, images * (index + 1) // count)
+def parts(images: int, micro_batch: int | None, world: World = ALONE) -> Iterator[tuple[slice, float]]:
+    """This process's rows of a batch of `images`, at most `micro_batch` at a time, in parts of about equal size,
+    each with its share of the batch."""
+    own = world.share(images)
+    count = own.stop - own.start
+    pieces = math.ceil(count / (micro_batch or count))
+    for index in range(pieces):
+        rows = slice(own.start + count * index // pieces, own.start + count * (index + 1) // pieces)
         yield rows, (rows.stop - rows.start) / images
+
+
+def add_up_gradients(optimizer: Optimizer, world: World) -> None:
+    """Replace the gradients of all that `optimizer` moves by their sums over the processes."""
+    learnt = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    world.sum_(*(parameter.grad for parameter in learnt if parameter.grad is not None))

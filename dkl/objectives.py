@@ -4,11 +4,13 @@ Every objective is a natural term, a mean over all images, plus a robust term. x
 adversarial one; CE is the mean cross-entropy with the label y, KL the mean divergence of the predictions.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from dkl.architectures import Model, ResNet
 from dkl.documents import Count, Decay, Document, Fraction, NonNegative, Positive
+from dkl.strategy import Strategy, require_ascending
 
 
 class Natural(Document):
@@ -77,7 +79,67 @@ class GKL(Document):
     """1 leaves the prior as it is, which is IKL; 0 weighs all classes alike."""
 
 
-Objective = Annotated[Natural | PGDAT | TRADES | MART | IKL | GKL, Field(discriminator="kind")]
+class LBGAT(Document):
+    """MSE(x_adv, teacher(x)) + CE(teacher(x)) + beta * KL(x || x_adv): Cui et al., ICCV 2021, arXiv:2011.11164.
+
+    The teacher is a second network that learns along from scratch, on clean images alone, by the same optimiser.
+    The mean squared error of logits, over images and classes, moves both networks. The teacher is not published.
+    """
+
+    kind: Literal["lbgat"] = "lbgat"
+    beta: NonNegative = 0.0
+    teacher: Model = ResNet()
+
+
+class DAJAT(Document):
+    """Mean over views of [CE(x) + beta * KL(x || x_adv)] + consistency * JS: Addepalli et al., arXiv:2210.15318.
+
+    The base view is x as ever; further views go through AutoAugment first, and have batch norms of their own that
+    are not published. JS is the Jensen-Shannon divergence of the predictions for the clean views.
+    """
+
+    kind: Literal["dajat"] = "dajat"
+    views: Annotated[int, Field(ge=1, le=8, strict=True)] = 2
+    """AutoAugment views beside the base view."""
+    beta: NonNegative = 10.0
+    consistency: NonNegative = 3.0
+    label_smoothing: Decay = 0.0
+    """The share of the label's probability that all classes get alike, in CE(x)."""
+
+
+class LASAT(Document):
+    """CE(x_adv), each x_adv by a strategy of its own that a second network chooses: LAS-AT, arXiv:2203.06616.
+
+    With AWP it is LAS-AWP. `steps` and `relative_step_size` of `attack` are those of the PGD in the reward.
+    """
+
+    kind: Literal["las-at"] = "las-at"
+    label_smoothing: Decay = 0.0
+    """The share of the label's probability that all classes get alike, in CE(x_adv)."""
+    strategy: Strategy = Strategy()
+
+
+class LASTRADES(Document):
+    """CE(x) + beta * KL(x || x_adv), beta and x_adv by a strategy of each image: LAS-TRADES, arXiv:2203.06616.
+
+    `steps` and `relative_step_size` of `attack` are those of the PGD in the reward.
+    """
+
+    kind: Literal["las-trades"] = "las-trades"
+    betas: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100)] = (5.0, 6.0, 7.0, 8.0, 9.0)
+    """What the strategy chooses beta from, ascending."""
+    strategy: Strategy = Strategy()
+
+    @model_validator(mode="after")
+    def _betas_are_ascending(self) -> Self:
+        require_ascending("objective.betas", self.betas)
+        return self
+
+
+OfOneNetwork = Natural | PGDAT | TRADES | MART | IKL | GKL | LASAT | LASTRADES
+"""Objectives of a network and its images alone, which one update serves."""
+
+Objective = Annotated[OfOneNetwork | LBGAT | DAJAT, Field(discriminator="kind")]
 
 
 class PGD(Document):

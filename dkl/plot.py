@@ -7,15 +7,16 @@ from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dkl.events import Epoch, Event
 from dkl.files import replacing
+from dkl.plot_strategy import draw_choices, draw_rewards, draw_shares, said_by
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _GREY, _BLUE, _ORANGE = "#7d8b94", "#1d7896", "#c2552d"
-_TERMS = (_GREY, _BLUE, "#8a5aa8", "#5c8a3a")
+_TERMS = (_GREY, _BLUE, "#8a5aa8", "#5c8a3a", "#b0892e")
 _REDRAW_SECONDS = 2.0
 
 
@@ -46,20 +47,31 @@ def plotted(events: Generator[Event, None, None], path: Path, title: str) -> Gen
 
 
 def plot_training(epochs: Sequence[Epoch], path: Path, title: str) -> None:
-    """Draw accuracies, loss with its terms, eps and learning rate over the epochs into `path`, by its suffix.
+    """Draw accuracies, loss with its terms, eps and learning rate over the epochs into `path`, by its suffix; of
+    learnt attack strategies rewards, choices and their shares, too.
 
     The file is complete or as it was before. ValueError for a suffix that is none of SUFFIXES, and without epochs.
     """
     check_target(path)
     if not epochs:
         raise ValueError("no epoch has ended, so there is no training curve; train for one epoch at least")
-    figure = Figure(figsize=(7, 8), layout="constrained")
-    accuracies, losses, settings = figure.subplots(3, 1, sharex=True, height_ratios=(4, 3, 1.4))
+    strategies = said_by(epochs)
+    figure = Figure(figsize=(7, 14 if strategies else 8), layout="constrained")
+    over_epochs: Figure | SubFigure = figure
+    if strategies:
+        over_epochs, shares = figure.subfigures(2, 1, height_ratios=(12, 2))
+        number, last = strategies[-1]
+        for axes, choice in zip(shares.subplots(1, len(last.choices)), last.choices, strict=True):
+            draw_shares(axes, number, choice)
+    heights = (4, 3, 3, 3, 1.4) if strategies else (4, 3, 1.4)
+    accuracies, losses, *between, settings = over_epochs.subplots(len(heights), sharex=True, height_ratios=heights)
     figure.suptitle(title, fontsize=11)
     _draw_accuracies(accuracies, epochs)
     _draw_losses(losses, epochs)
+    for axes, draw in zip(between, (draw_rewards, draw_choices), strict=False):
+        draw(axes, strategies)
     _draw_settings(settings, epochs)
-    for axes in (accuracies, losses, settings):
+    for axes in (accuracies, losses, *between, settings):
         axes.grid(color="#dcdfe1", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -89,6 +101,7 @@ def _draw_accuracies(axes: Axes, epochs: Sequence[Epoch]) -> None:
     _draw(axes, epochs, lambda epoch: epoch.validation_robust_accuracy, "PGD, held out", _BLUE, "-")
     _draw(axes, epochs, lambda epoch: epoch.clean_accuracy, "clean, training batches", _GREY, "--")
     _draw(axes, epochs, lambda epoch: epoch.adversarial_accuracy, "adversarial, training batches", _BLUE, "--")
+    _draw(axes, epochs, lambda epoch: epoch.teacher_accuracy, "teacher, training batches", _ORANGE, "--")
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("accuracy")

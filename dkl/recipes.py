@@ -24,8 +24,9 @@ from dkl.documents import (
 )
 from dkl.imports import Import
 from dkl.lessons import FeatureLesson, Lesson
-from dkl.objectives import AWP, MART, PGD, PGDAT, Natural, Objective
+from dkl.objectives import AWP, DAJAT, LASAT, LASTRADES, LBGAT, MART, PGD, PGDAT, Natural, Objective
 from dkl.protocols import Evaluate, EvaluateCorruptions, ModelSource
+from dkl.strategy import require_attackable
 
 # --- the images -------------------------------------------------------------------------------------------
 
@@ -43,9 +44,9 @@ class Augmentation(Document):
     """Mirror left to right with probability 1/2."""
     rotation: Annotated[float, Field(ge=0, le=180, strict=True)] = 0.0
     """Turn by up to so many degrees either way."""
-    policy: Literal["autoaugment", "cutout"] | None = None
-    """autoaugment: the CIFAR-10 policy of arXiv:1805.09501. cutout: a black square of half the side (16 of 32
-    pixels), arXiv:1708.04552."""
+    policy: Literal["autoaugment", "autoaugment-first", "cutout"] | None = None
+    """autoaugment: the CIFAR-10 policy of arXiv:1805.09501; autoaugment-first: the same before all else. cutout: a
+    black square of half the side (16 of 32 pixels), arXiv:1708.04552."""
 
 
 class SecondView(Document):
@@ -102,6 +103,8 @@ class Steps(Document):
 
     kind: Literal["steps"] = "steps"
     epochs: Annotated[tuple[Count, ...], Field(min_length=1, max_length=100)]
+    first_epoch: Annotated[float, Field(gt=0, le=1, strict=True, exclude_if=lambda share: share == 1)] = 1.0
+    """The share of the learning rate that the first epoch has."""
 
 
 class OneCycle(Document):
@@ -234,9 +237,37 @@ class Train(Fit):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_learnt_strategy_can_be_followed(self) -> Self:
+        if isinstance(self.objective, LASAT | LASTRADES):
+            require_attackable(
+                self.objective.kind,
+                threat=self.threat,
+                mode=self.attack.mode if self.attack else None,
+                eps_schedule=self.attack.eps_schedule if self.attack else None,
+                second_view=self.second_view is not None,
+                compiled=self.compile,
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_learnt_beside_the_network_fits(self) -> Self:
+        if not isinstance(self.objective, LBGAT | DAJAT):
+            return self
+        kind = self.objective.kind
+        if self.second_view is not None:
+            own = "objective.views says how many it has" if kind == "dajat" else "or pick 'trades'"
+            raise ValueError(f"the objective '{kind}' takes no second_view; leave it out, {own}")
+        if not self.optimizer.decay_batch_norms:
+            raise ValueError(
+                f"the objective '{kind}' learns batch norms beside the network's, with one weight decay for all; "
+                "leave decay_batch_norms out"
+            )
+        return self
+
 
 def _usual_loss(objective: Objective) -> str:
-    return "ce" if isinstance(objective, PGDAT | MART) else "kl"
+    return "ce" if isinstance(objective, PGDAT | MART | LASAT) else "kl"
 
 
 # --- distilling -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from dkl import recipes
 from dkl.averages import make_average
 from dkl.batches import TrainingData
-from dkl.events import Adjusted, Epoch, Progress
+from dkl.events import Adjusted, Epoch, Progress, StrategyEpoch
 from dkl.execution import make_network
 from dkl.method import Method, Shown
 from dkl.models import build, first_update
@@ -34,6 +34,7 @@ class _Sums:
     terms: dict[str, float] = field(default_factory=dict)
     correct_nat: int | None = 0
     correct_adv: int | None = 0
+    correct_teacher: int | None = 0
     seconds: float = 0.0
 
     def add(self, seen: Update, *, images: int, seconds: float) -> None:
@@ -43,6 +44,7 @@ class _Sums:
             self.terms[name] = self.terms.get(name, 0.0) + term * images
         self.correct_nat = _add(self.correct_nat, seen.correct_nat)
         self.correct_adv = _add(self.correct_adv, seen.correct_adv)
+        self.correct_teacher = _add(self.correct_teacher, seen.correct_teacher)
         self.seconds += seconds
 
 
@@ -169,15 +171,15 @@ class Run:
         began = time.monotonic()
         if self.average is not None:
             self.average.after_epoch(self.model)
-        self.method.end_epoch()
+        strategy = self.method.end_epoch()
         judged = self.judge.accuracies(self.model, self.result_state()) if self.judge else None
-        epoch = self._epoch_event(judged, seconds=self.sums.seconds + time.monotonic() - began)
+        epoch = self._epoch_event(judged, strategy, seconds=self.sums.seconds + time.monotonic() - began)
         self.facts.append(epoch)
         self.batch = 0
         self.sums = _Sums()
         return epoch
 
-    def _epoch_event(self, judged: Accuracies | None, *, seconds: float) -> Epoch:
+    def _epoch_event(self, judged: Accuracies | None, strategy: StrategyEpoch | None, *, seconds: float) -> Epoch:
         sums, epochs = self.sums, self.recipe.epochs
         passed = sum(epoch.seconds for epoch in self.epochs) + seconds
         return Epoch(
@@ -187,9 +189,11 @@ class Run:
             terms={name: term / sums.images for name, term in sums.terms.items()},
             clean_accuracy=None if sums.correct_nat is None else sums.correct_nat / sums.images,
             adversarial_accuracy=None if sums.correct_adv is None else sums.correct_adv / sums.images,
+            teacher_accuracy=None if sums.correct_teacher is None else sums.correct_teacher / sums.images,
             validation_accuracy=judged and judged.clean,
             validation_robust_accuracy=judged and judged.robust,
             eps=self.method.eps(self.epoch),
+            strategy=strategy,
             lr=self.lr,
             images_per_second=sums.images / max(sums.seconds, 1e-9),
             seconds=seconds,

@@ -23,6 +23,8 @@ def learning_rate(optimizer: SGD, epoch: int, epochs: int) -> float:
             return lr * epoch / warmup
         case WarmCosine(warmup=warmup):
             return lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup + 1)))
+        case Steps(first_epoch=share) if epoch == 1 and share != 1:
+            return lr * share
         case Steps(epochs=decays):
             return lr * 0.1 ** sum(epoch >= decay for decay in decays)
         case OneCycle() as cycle:

@@ -9,49 +9,50 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dkl import losses
-from dkl.objectives import GKL, IKL, MART, PGD, PGDAT, TRADES, Natural, Objective
+from dkl.objectives import GKL, IKL, LASAT, LASTRADES, MART, PGD, PGDAT, TRADES, Natural, OfOneNetwork
 
 Terms = dict[str, Tensor]
 """Scalars, means over the batch, by the names that people read; the loss is their sum."""
 
 
-def sees_clean_images(objective: Objective) -> bool:
+def sees_clean_images(objective: OfOneNetwork) -> bool:
     """Whether the loss asks for the logits of clean images."""
-    return not isinstance(objective, PGDAT)
+    return not isinstance(objective, PGDAT | LASAT)
 
 
-def has_prior(objective: Objective) -> bool:
+def has_prior(objective: OfOneNetwork) -> bool:
     """Whether the loss is weighted with the class prior."""
     return isinstance(objective, IKL | GKL)
 
 
-def natural_terms(objective: Objective, nat_BK: Tensor | None, y_B: Tensor) -> Terms:
+def natural_terms(objective: OfOneNetwork, nat_BK: Tensor | None, y_B: Tensor) -> Terms:
     """The part of the loss that clean images alone decide."""
     match objective:
         case Natural() | TRADES():
             assert nat_BK is not None
             return {"natural": cross_entropy(nat_BK, y_B, label_smoothing=objective.label_smoothing)}
-        case IKL() | GKL():
+        case IKL() | GKL() | LASTRADES():
             assert nat_BK is not None
             return {"natural": cross_entropy(nat_BK, y_B)}
-        case PGDAT() | MART():
+        case PGDAT() | MART() | LASAT():
             return {}
         case _:
             assert_never(objective)
 
 
 def robust_terms(
-    objective: Objective,
+    objective: OfOneNetwork,
     nat_BK: Tensor | None,
     adv_BK: Tensor,
     y_B: Tensor,
     prior_BK: Tensor | None,
     normaliser: Tensor | None,
+    beta_B: Tensor | None = None,
 ) -> Terms:
     """The part of the loss that adversarial images take part in.
 
     `prior_BK` are the rows of the class prior, for objectives that have one; `normaliser` is GKL's, of the whole
-    batch where these logits are only a part of it.
+    batch where these logits are only a part of it; `beta_B` is LAS-TRADES's, of each image.
     """
     match objective:
         case Natural():
@@ -61,6 +62,12 @@ def robust_terms(
         case TRADES():
             assert nat_BK is not None
             return {"kl": objective.beta * losses.kl(nat_BK, adv_BK)}
+        case LASAT():
+            return {"adversarial": cross_entropy(adv_BK, y_B, label_smoothing=objective.label_smoothing)}
+        case LASTRADES():
+            assert nat_BK is not None
+            assert beta_B is not None
+            return {"kl": (beta_B * losses.kl_of_each(nat_BK, adv_BK)).mean()}
         case MART():
             assert nat_BK is not None
             return {
@@ -87,7 +94,7 @@ def robust_terms(
             assert_never(objective)
 
 
-def normaliser_of(objective: Objective, prior_BK: Tensor | None) -> Tensor | None:
+def normaliser_of(objective: OfOneNetwork, prior_BK: Tensor | None) -> Tensor | None:
     """What GKL divides by, of the rows of a whole batch; None for other objectives."""
     if not isinstance(objective, GKL):
         return None

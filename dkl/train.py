@@ -13,8 +13,13 @@ from typing import NamedTuple
 
 from dkl import datasets, recipes, weights
 from dkl.adversarial import Adversarial
-from dkl.batches import training_data
+from dkl.batches import TrainingData, training_data
+from dkl.dajat import DiverseViews
 from dkl.events import Adjusted, Epoch, Event, Finished, Progress, TrainResult
+from dkl.las import LearntStrategy
+from dkl.lbgat import BoundaryGuided
+from dkl.method import Method
+from dkl.objectives import DAJAT, LASAT, LASTRADES, LBGAT
 from dkl.provenance import provenance
 from dkl.run import Run
 from dkl.shots import shots
@@ -40,8 +45,7 @@ def train(
     data = training_data(recipe, data_dir, device)
     # Only one process judges the result; that the images are missing is to be known before the training.
     test = datasets.load(recipe.dataset, "test", data_dir) if world.rank == 0 else None
-    method = Adversarial(recipe, classes=data.classes, device=device, world=world)
-    run = Run(recipe, method, data, device, world)
+    run = Run(recipe, _method(recipe, data, device, world), data, device, world)
     yield from fitted(run, workdir)
     if test is not None:
         chosen = choose(run, workdir)
@@ -64,6 +68,18 @@ def train(
                 seconds=chosen.seconds,
             )
         )
+
+
+def _method(recipe: recipes.Train, data: TrainingData, device: str, world: World) -> Method:
+    match recipe.objective:
+        case LBGAT():
+            return BoundaryGuided(recipe, channels=data.channels, classes=data.classes, device=device, world=world)
+        case DAJAT():
+            return DiverseViews(recipe, device=device, world=world)
+        case LASAT() | LASTRADES():
+            return LearntStrategy(recipe, channels=data.channels, classes=data.classes, device=device, world=world)
+        case _:
+            return Adversarial(recipe, classes=data.classes, device=device, world=world)
 
 
 # --- the loop, whatever the method ------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from dkl import attacks
 from dkl.attacks.pgd import Forward
 from dkl.awp import ascent_direction, kernel_gradients, perturbed
 from dkl.documents import ThreatModel
-from dkl.objectives import AWP, GKL, IKL, PGD, Objective
+from dkl.objectives import AWP, GKL, IKL, PGD, OfOneNetwork
 from dkl.prior import ClassPrior
 from dkl.terms import (
     Terms,
@@ -51,7 +51,7 @@ class Network:
 class Plan:
     """What the updates of an epoch do."""
 
-    objective: Objective
+    objective: OfOneNetwork
     attack: PGD | None = None
     threat: ThreatModel | None = None
     """With the epoch's radius."""
@@ -69,6 +69,10 @@ class Batch(NamedTuple):
     y_B: Tensor
     start_VBCHW: Tensor | None
     """Where the attack begins, as a difference to x; None for natural training."""
+    x_adv_VBCHW: Tensor | None = None
+    """Adversarial images that were made already, for this process's rows at least; the attack is then left out."""
+    beta_B: Tensor | None = None
+    """Of each image, for the objectives that have it so."""
 
 
 class Update(NamedTuple):
@@ -79,9 +83,11 @@ class Update(NamedTuple):
     correct_nat: int | None
     """Of the first view; None where the objective never looks at clean images."""
     correct_adv: int | None
+    correct_teacher: int | None = None
+    """Of a teacher that learns along."""
 
 
-def goes_adversarial_first(objective: Objective, awp: AWP | None) -> bool:
+def goes_adversarial_first(objective: OfOneNetwork, awp: AWP | None) -> bool:
     """The order of the originals: the DKL authors and the AWP repository pass adversarial images first."""
     return isinstance(objective, IKL | GKL) or awp is not None
 
@@ -95,6 +101,9 @@ class _Part(NamedTuple):
     """Once per image."""
     prior_BK: Tensor | None
     start_BCHW: Tensor | None
+    x_adv_BCHW: Tensor | None
+    beta_B: Tensor | None
+    """Once per image."""
     share: float
     """The part's images over the whole batch's."""
 
@@ -171,12 +180,16 @@ def _parts(batch: Batch, plan: Plan, prior: ClassPrior, world: World, micro_batc
             y_B=y_B,
             prior_BK=prior.rows_for(y_B) if has_prior(plan.objective) else None,
             start_BCHW=None if batch.start_VBCHW is None else batch.start_VBCHW[:, rows].flatten(0, 1),
+            x_adv_BCHW=None if batch.x_adv_VBCHW is None else batch.x_adv_VBCHW[:, rows].flatten(0, 1),
+            beta_B=None if batch.beta_B is None else batch.beta_B[rows],
             share=len(y_B) / total,
         )
 
 
 def _attacked(network: Network, plan: Plan, part: _Part) -> Tensor | None:
     """x_adv that maximises the attack's loss; the clean logits it is compared with stay the same throughout."""
+    if part.x_adv_BCHW is not None:
+        return part.x_adv_BCHW
     attack, threat = plan.attack, plan.threat
     if attack is None or threat is None:
         return None
@@ -234,7 +247,9 @@ def _terms(
     for view, weight in enumerate(view_weights):
         rows = slice(view * images, (view + 1) * images)
         nat_rows_BK = None if nat_BK is None else nat_BK[rows]
-        robust = robust_terms(plan.objective, nat_rows_BK, adv_BK[rows], part.y_B, part.prior_BK, normaliser)
+        robust = robust_terms(
+            plan.objective, nat_rows_BK, adv_BK[rows], part.y_B, part.prior_BK, normaliser, part.beta_B
+        )
         for name, term in robust.items():
             terms[name] = weight * term if name not in terms else terms[name] + weight * term
     return terms

@@ -7,6 +7,7 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor, nn
 
+from dkl.attacks.per_image import LossOfRows, Strategies, pgd_linf_per_image
 from dkl.attacks.pgd import Forward, Loss, pgd_l2, pgd_linf
 from dkl.documents import ThreatModel
 from dkl.models import batch_mode, eval_mode
@@ -23,8 +24,7 @@ def perturb(
     clipped to pixels, the tiny gaussian one is not, as in the originals.
     """
     step_size = attack.relative_step_size * threat.eps
-    if attack.start == "uniform":
-        start_BCHW = (x_BCHW + start_BCHW).clamp(0, 1) - x_BCHW
+    start_BCHW = _clipped(attack, x_BCHW, start_BCHW)
     match threat.norm:
         case "Linf":
             ascend = pgd_linf
@@ -35,6 +35,17 @@ def perturb(
         case _:
             assert_never(threat.norm)
     return ascend(forward, x_BCHW, loss, eps=threat.eps, step_size=step_size, steps=attack.steps, start=start_BCHW)
+
+
+def perturb_per_image(
+    attack: PGD, forward: Forward, x_BCHW: Tensor, strategies: Strategies, *, loss: LossOfRows, start_BCHW: Tensor
+) -> Tensor:
+    """`perturb` for Linf, with radius, steps and step size of each image's own instead of the attack's."""
+    return pgd_linf_per_image(forward, x_BCHW, loss, strategies, start=_clipped(attack, x_BCHW, start_BCHW))
+
+
+def _clipped(attack: PGD, x_BCHW: Tensor, start_BCHW: Tensor) -> Tensor:
+    return (x_BCHW + start_BCHW).clamp(0, 1) - x_BCHW if attack.start == "uniform" else start_BCHW
 
 
 def draw_start(attack: PGD, x_BCHW: Tensor, threat: ThreatModel, random: torch.Generator) -> Tensor:

@@ -29,7 +29,7 @@ def pgd_linf(
     """
     x_adv_BCHW = x_BCHW + start
     for _ in range(steps):
-        g_BCHW = _input_gradient(forward, x_adv_BCHW, loss)
+        g_BCHW = input_gradient(forward, x_adv_BCHW, loss)
         x_adv_BCHW = x_adv_BCHW + step_size * g_BCHW.sign()
         x_adv_BCHW = x_adv_BCHW.clamp(x_BCHW - eps, x_BCHW + eps).clamp(0, 1)
     return x_adv_BCHW
@@ -48,7 +48,7 @@ def pgd_l2(
     """
     delta_BCHW = start
     for _ in range(steps):
-        g_BCHW = _input_gradient(forward, x_BCHW + delta_BCHW, loss)
+        g_BCHW = input_gradient(forward, x_BCHW + delta_BCHW, loss)
         norm_B111 = g_BCHW.flatten(1).norm(dim=1)[:, None, None, None]
         direction_BCHW = g_BCHW / norm_B111.masked_fill(norm_B111 == 0, 1)
         moved_BCHW = (x_BCHW + delta_BCHW + step_size * direction_BCHW).clamp(0, 1)
@@ -56,7 +56,8 @@ def pgd_l2(
     return x_BCHW + delta_BCHW
 
 
-def _input_gradient(forward: Forward, x_BCHW: Tensor, loss: Loss) -> Tensor:
+def input_gradient(forward: Forward, x_BCHW: Tensor, loss: Loss) -> Tensor:
+    """d loss / d x, as many numbers as x has."""
     x_BCHW = x_BCHW.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(loss(forward(x_BCHW)), x_BCHW)[0]

@@ -10,12 +10,15 @@ from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
 
+from dkl.catalog.dajat import DAJAT_RECIPES
 from dkl.catalog.digits import DIGITS
 from dkl.catalog.distillation import DISTILLATION
 from dkl.catalog.dkl_papers import DKL_PAPERS
 from dkl.catalog.entries import Named, Needs, Published, PublishedAccuracy
 from dkl.catalog.generated import GENERATED
 from dkl.catalog.judges import JUDGES
+from dkl.catalog.las import LAS
+from dkl.catalog.lbgat import LBGAT_RECIPES
 from dkl.catalog.long_tailed import LONG_TAILED
 from dkl.catalog.perturbed import PERTURBED
 from dkl.catalog.rivals import RIVALS
@@ -41,6 +44,9 @@ RECIPES: dict[str, Named] = {
     **GENERATED,
     **RIVALS,
     **PERTURBED,
+    **LBGAT_RECIPES,
+    **DAJAT_RECIPES,
+    **LAS,
     **DISTILLATION,
     **LONG_TAILED,
     **ROBUST_DISTILLATION,

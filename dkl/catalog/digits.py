@@ -8,13 +8,13 @@ They show that something works, not which objective is better: nothing is tuned.
 from dkl.architectures import CNN
 from dkl.catalog.entries import DIGITS_LINF, Named
 from dkl.lessons import AT, CRD, DKD, GKLKD, IKLKD, KD, OFD, Lesson, ReviewKD
-from dkl.objectives import AWP, GKL, IKL, MART, PGD, PGDAT, TRADES, Natural, Objective
+from dkl.objectives import AWP, DAJAT, GKL, IKL, LBGAT, MART, PGD, PGDAT, TRADES, Natural, Objective
 from dkl.recipes import SGD, Distillation, Train
 
 _STUDENT = CNN(width=8)
 
 
-def _digits(objective: Objective, attack: PGD, awp: AWP | None = None) -> Train:
+def _digits(objective: Objective, attack: PGD, awp: AWP | None = None, lr: float = 0.1) -> Train:
     return Train(
         dataset="digits",
         model=CNN(),
@@ -24,7 +24,7 @@ def _digits(objective: Objective, attack: PGD, awp: AWP | None = None) -> Train:
         awp=awp,
         augmentation=None,
         epochs=30,
-        optimizer=SGD(lr=0.1),
+        optimizer=SGD(lr=lr),
     )
 
 
@@ -63,6 +63,15 @@ _TRAINED: dict[str, Named] = {
     "trades-digits": Named(_digits(TRADES(), PGD(loss="kl")), "The same CNN with TRADES, beta 6."),
     "pgd-at-digits": Named(_digits(PGDAT(), PGD(loss="ce")), "The same CNN with PGD adversarial training."),
     "mart-digits": Named(_digits(MART(), PGD(loss="ce")), "The same CNN with MART, beta 6."),
+    "lbgat-digits": Named(
+        # The squared difference of logits does not stand a larger learning rate with so many inputs per logit.
+        _digits(LBGAT(beta=6.0, teacher=CNN()), PGD(loss="kl"), lr=0.01),
+        "The same CNN with LBGAT, beta 6, guided by another one that learns along on clean images.",
+    ),
+    "dajat-digits": Named(
+        _digits(DAJAT(beta=6.0, consistency=2.0), PGD(loss="kl", steps=2, relative_step_size=1.0), AWP()),
+        "The same CNN with DAJAT, two AutoAugment views and AWP.",
+    ),
 }
 
 # --- distillation -----------------------------------------------------------------------------------------

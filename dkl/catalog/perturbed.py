@@ -13,13 +13,13 @@ from dkl.documents import ThreatModel
 from dkl.objectives import AWP, MART, PGD, TRADES
 from dkl.recipes import SGD, Cosine, StepEMA, Steps, Train
 
-_Cifar = Literal["cifar10", "cifar100"]
+Cifar = Literal["cifar10", "cifar100"]
 _AWP_REPO = ("README and logs of csdongxian/AWP", "https://github.com/csdongxian/AWP")
 
 # --- Wu et al. --------------------------------------------------------------------------------------------
 
 
-def _at_awp(dataset: _Cifar, model: Model, threat: ThreatModel = LINF_8) -> Train:
+def _at_awp(dataset: Cifar, model: Model, threat: ThreatModel = LINF_8) -> Train:
     """PGD-AT as in Rice et al., with weights perturbed by a hundredth of their norm from the first epoch on."""
     return pgd_at(dataset, model, threat=threat).model_copy(update={"awp": AWP(gamma=0.01, first_epoch=1)})
 
@@ -30,7 +30,7 @@ def _host_attack(threat: ThreatModel, loss: Literal["ce", "kl"]) -> PGD:
     return PGD(loss=loss, steps=10, relative_step_size=0.25 if linf else 0.2, eps_schedule="constant")
 
 
-def _trades_awp(dataset: _Cifar, threat: ThreatModel = LINF_8, objective: TRADES | MART | None = None) -> Train:
+def _trades_awp(dataset: Cifar, threat: ThreatModel = LINF_8, objective: TRADES | MART | None = None) -> Train:
     """TRADES with beta 6 unless `objective` is another. Epochs 100 and 150 are at a lower rate already."""
     objective = objective or TRADES(beta=6.0)
     return Train(
@@ -100,9 +100,9 @@ _WU: dict[str, Named] = {
 
 # --- ACAT, and TRADES-AWP as the authors of DAJAT ran it --------------------------------------------------
 
-_COSINE = SGD(lr=0.2, weight_decay=5e-4, schedule=Cosine(from_full=True))
-_SINCE_THREE_QUARTERS = StepEMA(decay=0.9996, start=0.75, ramp=False, statistics="averaged")
-_BETA: dict[tuple[_Cifar, str], float] = {
+COSINE = SGD(lr=0.2, weight_decay=5e-4, schedule=Cosine(from_full=True))
+SINCE_THREE_QUARTERS = StepEMA(decay=0.9996, start=0.75, ramp=False, statistics="averaged")
+BETA: dict[tuple[Cifar, str], float] = {
     ("cifar10", "resnet"): 11.0,
     ("cifar10", "wide-resnet"): 10.0,
     ("cifar100", "resnet"): 9.0,
@@ -110,23 +110,23 @@ _BETA: dict[tuple[_Cifar, str], float] = {
 }
 """DAJAT's; ACAT's are not published."""
 
-_SMOOTHING: dict[_Cifar, float] = {"cifar10": 0.0, "cifar100": 0.1 * 100 / 99}
+SMOOTHING: dict[Cifar, float] = {"cifar10": 0.0, "cifar100": 0.1 * 100 / 99}
 """The original gives 0.1 to the other 99 classes; here it is what all classes get alike."""
 
 
-def _acat(dataset: _Cifar, model: ResNet | WideResNet) -> Train:
+def _acat(dataset: Cifar, model: ResNet | WideResNet) -> Train:
     """TRADES with AWP at two steps as long as the radius, which grows."""
     return Train(
         dataset=dataset,
         model=model,
-        objective=TRADES(beta=_BETA[dataset, model.kind], label_smoothing=_SMOOTHING[dataset]),
+        objective=TRADES(beta=BETA[dataset, model.kind], label_smoothing=SMOOTHING[dataset]),
         threat=LINF_8,
         attack=PGD(loss="kl", steps=2, relative_step_size=1.0, eps_schedule="linear"),
         awp=AWP(gamma=0.005, first_epoch=10),
         epochs=110,
         batch_size=128,
-        optimizer=_COSINE,
-        averaging=_SINCE_THREE_QUARTERS,
+        optimizer=COSINE,
+        averaging=SINCE_THREE_QUARTERS,
     )
 
 
@@ -149,7 +149,7 @@ _ACAT: dict[str, Named] = {
 
 
 def _rerun(
-    dataset: _Cifar,
+    dataset: Cifar,
     model: ResNet | WideResNet,
     clean: float,
     robust: float,
@@ -167,8 +167,8 @@ def _rerun(
         awp=AWP(gamma=0.005, first_epoch=10),
         epochs=epochs,
         batch_size=128,
-        optimizer=_COSINE,
-        averaging=_SINCE_THREE_QUARTERS if averaged else None,
+        optimizer=COSINE,
+        averaging=SINCE_THREE_QUARTERS if averaged else None,
     )
     about = (
         f"TRADES-AWP as the authors of DAJAT ran it, {epochs} epochs{', weights averaged' if averaged else ''}. "

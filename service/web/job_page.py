@@ -26,10 +26,11 @@ from service.space import show_bytes
 from service.state import state_of
 from service.stored import NoFileError, stored_file
 from service.tables import Job, JobEvent, Upload
-from service.web.charts import svg_file
+from service.web.charts import Chart, svg_file
 from service.web.joblog import lines
+from service.web.strategy import StrategyCurveName, strategy_charts, strategy_curve
 from service.web.templating import templates
-from service.web.training import CURVES, CurveName, training_curve, training_of
+from service.web.training import CURVES, CurveName, Training, training_curve, training_of
 from service.web.verdict import verdict_of
 
 router = APIRouter(include_in_schema=False)
@@ -65,6 +66,8 @@ def job_page(job_id: str, request: Request, caller: Reader) -> Response:
         "history": history_of(events),
         "training": training,
         "curves": [name for name in CURVES if training_curve(training, name)] if training else [],
+        "strategic": "strategy" in (job.recipe.get("objective") or {}),
+        "strategy": strategy_charts(training) if training else [],
         "log": log[-_LOG_LINES:],
         "log_lines": len(log),
         "show_bytes": show_bytes,
@@ -79,15 +82,23 @@ def job_page(job_id: str, request: Request, caller: Reader) -> Response:
 
 
 @router.get("/jobs/{job_id}/curves.svg", dependencies=[needs("read")])
-def job_curve(job_id: str, of: CurveName, request: Request) -> Response:
+def job_curve(job_id: str, of: CurveName | StrategyCurveName, request: Request) -> Response:
     """A curve of a training as a file."""
     db = state_of(request).db
     job = jobs.get(db, job_id)
     training = training_of(job, jobs.events(db, job_id)) if job.kind in LEARNERS else None
-    chart = training_curve(training, of) if training else None
+    chart = _curve(training, of) if training else None
     if chart is None:
         raise NoFileError(f"job {job_id} has no curve of its {of}: that takes a training with an epoch behind it")
     return svg_file(chart, f"{job_id}-{of}.svg")
+
+
+def _curve(training: Training, of: CurveName | StrategyCurveName) -> Chart | None:
+    match of:
+        case "accuracy" | "loss" | "rate" | "eps" | "speed":
+            return training_curve(training, of)
+        case _:
+            return strategy_curve(training, of)
 
 
 @router.post("/jobs/{job_id}/cancel")

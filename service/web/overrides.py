@@ -36,6 +36,9 @@ def _differences(base: Mapping[str, Any], document: Mapping[str, Any], prefix: s
             if "kind" in value and value["kind"] != known.get("kind"):
                 known = {}
             elif value.keys() != known.keys():
+                if "kind" in value:  # whole, as an empty one has no kind that its fields could follow
+                    yield path, value
+                    continue
                 known = {}
                 yield path, {}
             yield from _differences(known, value, f"{path}.")

@@ -16,6 +16,7 @@ _Epoch = dict[str, Any]
 _EPOCH: _Epoch = {
     "terms": {},
     "adversarial_accuracy": None,
+    "teacher_accuracy": None,
     "validation_accuracy": None,
     "validation_robust_accuracy": None,
     "eps": None,
@@ -36,6 +37,8 @@ class Training(NamedTuple):
     terms: list[str]
     """Of the loss, if there is more than one."""
     adversarial: bool
+    taught: bool
+    """Whether a teacher learns along."""
     held_out: bool
     """Whether training images are held out and judged."""
     images_per_second: float | None
@@ -53,6 +56,7 @@ def training_of(job: Job, events: Sequence[JobEvent]) -> Training:
         epochs=epochs,
         terms=terms if len(terms) > 1 else [],
         adversarial=job.recipe.get("threat") is not None,
+        taught=any(epoch["teacher_accuracy"] is not None for epoch in epochs),
         held_out=bool(job.recipe.get("validation")),
         images_per_second=fmean(rates) if rates else None,
         in_levels=job.eps is not None and show_pixels(job.eps).endswith("/255"),
@@ -98,6 +102,7 @@ def _accuracies(training: Training) -> list[Series]:
         _line(training, "PGD, held out", itemgetter("validation_robust_accuracy")),
         _line(training, f"clean{on}", itemgetter("clean_accuracy"), dashed=held_out),
         _line(training, f"adversarial{on}", itemgetter("adversarial_accuracy"), dashed=held_out),
+        _line(training, f"teacher{on}", itemgetter("teacher_accuracy"), dashed=held_out),
     ]
 
 

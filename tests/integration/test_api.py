@@ -148,6 +148,20 @@ def test_a_list_that_cannot_be_is_a_page_that_says_so(client: TestClient, query:
     assert "<h1>" in answer.text
 
 
+def test_the_page_of_a_training_shows_its_teacher_where_one_learns_along(client: TestClient, db: Engine) -> None:
+    said = {"adversarial_accuracy": 0.25, "terms": {"boundary": 0.3, "teacher": 0.2}}
+    for name, accuracy in (("lbgat-digits", 0.8765), ("trades-digits", None)):
+        job_id = submit(client, name)
+        claim = claims.claim(db, job_id, worker="w", lease_seconds=60)
+        assert claim is not None
+        claims.append(db, claim, EPOCH.model_copy(update={**said, "teacher_accuracy": accuracy}))
+        page = client.get(f"/jobs/{job_id}", headers=HTML).text
+        curve = client.get(f"/jobs/{job_id}/curves.svg", params={"of": "accuracy"}).text
+        assert ("Teacher, %" in page) is (accuracy is not None)
+        assert ("87.65" in page) is (accuracy is not None)
+        assert ("teacher" in curve) is (accuracy is not None)
+
+
 def test_a_page_beyond_the_last_leads_back(client: TestClient) -> None:
     submit(client)
     answer = client.get("/jobs?page=7&kind=train", headers=HTML)

@@ -167,6 +167,12 @@ def test_the_order_is_crop_and_flip_then_rotation_then_policy():
     assert torch.equal(augment(images, recipe, seeded()), autoaugment(turned, random))
 
 
+def test_a_policy_may_come_before_all_else():
+    images, random = noise(60), seeded()
+    cropped = augment(autoaugment(images, random), Augmentation(), random)
+    assert torch.equal(augment(images, Augmentation(policy="autoaugment-first"), seeded()), cropped)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("recipe", EVERYTHING, ids=lambda recipe: str(recipe.model_dump(exclude_defaults=True)))

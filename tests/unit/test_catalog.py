@@ -6,33 +6,37 @@ What is about distillation is in test_distillation_catalog.py.
 import json
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from dkl.architectures import CNN, show_model
 from dkl.catalog import RECIPES, resolve
+from dkl.catalog.dajat import DAJAT_RECIPES
 from dkl.catalog.digits import DIGITS
 from dkl.catalog.distillation import DISTILLATION
 from dkl.catalog.dkl_papers import DKL_PAPERS
 from dkl.catalog.entries import Named, Published
 from dkl.catalog.generated import GENERATED
 from dkl.catalog.judges import JUDGES
+from dkl.catalog.las import LAS
+from dkl.catalog.lbgat import LBGAT_RECIPES
 from dkl.catalog.long_tailed import LONG_TAILED
 from dkl.catalog.perturbed import PERTURBED
 from dkl.catalog.rivals import RIVALS
 from dkl.catalog.robust_distillation import ROBUST_DISTILLATION
-from dkl.objectives import GKL, IKL, MART, PGDAT, TRADES, Natural
+from dkl.objectives import DAJAT, GKL, IKL, LASAT, LASTRADES, LBGAT, MART, PGDAT, TRADES, Natural, Objective
 from dkl.protocols import AnyProtocol, Evaluate, EvaluateCorruptions
 from dkl.recipes import StepEMA, Train, fingerprint
 from dkl.schedules import learning_rate
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "published_at.json").read_text())
-DEFENCES = {**DIGITS, **DKL_PAPERS, **GENERATED, **RIVALS, **PERTURBED}
+DEFENCES = {**DIGITS, **DKL_PAPERS, **GENERATED, **RIVALS, **PERTURBED, **LAS, **LBGAT_RECIPES, **DAJAT_RECIPES}
 TRAINED = {name: entry.recipe for name, entry in DEFENCES.items() if isinstance(entry.recipe, Train)}
 
 
 def test_no_family_hides_an_entry_of_another() -> None:
-    defences = (DIGITS, DKL_PAPERS, GENERATED, RIVALS, PERTURBED)
+    defences = (DIGITS, DKL_PAPERS, GENERATED, RIVALS, PERTURBED, LAS, LBGAT_RECIPES, DAJAT_RECIPES)
     families = (*defences, DISTILLATION, LONG_TAILED, ROBUST_DISTILLATION, JUDGES)
     assert sum(map(len, families)) == len(RECIPES)
 
@@ -50,6 +54,14 @@ def method(recipe: Train) -> str:
             return "gkl-at"
         case MART():
             return "mart-awp" if recipe.awp else "mart"
+        case LASAT():
+            return "las-awp" if recipe.awp else "las-at"
+        case LASTRADES():
+            return "las-trades"
+        case LBGAT():
+            return "lbgat"
+        case DAJAT():
+            return "dajat"
         case PGDAT():
             return "at-awp" if recipe.awp else "pgd-at"
         case TRADES() if recipe.generated:
@@ -149,8 +161,11 @@ def test_a_radius_of_judging_is_told_where_it_is_not_that_of_training() -> None:
 @pytest.mark.parametrize(
     ("name", "clean", "robust"),
     [
-        # IKL-AT paper, Table 2 (CIFAR-100); LBGAT, LAS-AT and DAJAT (its "ACAT, AutoAug") are other methods
+        # IKL-AT paper, Table 2 (CIFAR-100); its LAS-AT is LAS-AWP, its ACAT with AutoAugment DAJAT
         ("at-awp-cifar100-wrn-34-10", 60.38, 28.86),
+        ("lbgat-cifar100-wrn-34-10-beta6", 60.64, 29.33),
+        ("las-awp-cifar100-wrn-34-10", 64.89, 30.77),
+        ("dajat-cifar100-wrn-34-10-2aa", 68.74, 31.30),
         ("acat-cifar100-wrn-34-10", 65.75, 30.23),
         ("ikl-at-cifar100-wrn-34-10", 65.76, 31.91),
         ("ikl-at-cifar100-wrn-34-10-autoaug", 66.08, 32.53),
@@ -159,6 +174,9 @@ def test_a_radius_of_judging_is_told_where_it_is_not_that_of_training() -> None:
         # Table 3 (CIFAR-10); for ACAT it prints 82.41, and for IKL-AT with generated images 67.75
         ("pgd-at-cifar10-wrn-34-20", 85.34, 53.42),
         ("trades-awp-cifar10-wrn-34-10", 85.36, 56.17),
+        ("lbgat-cifar10-wrn-34-20-beta0", 88.70, 53.57),
+        ("las-awp-cifar10-wrn-34-10", 87.74, 55.52),
+        ("dajat-cifar10-wrn-34-10-3aa", 88.64, 57.05),
         ("acat-cifar10-wrn-34-10", 86.71, 55.36),
         ("ikl-at-cifar10-wrn-34-10", 84.80, 57.09),
         ("ikl-at-cifar10-wrn-34-10-autoaug", 85.20, 57.62),
@@ -198,6 +216,10 @@ def test_the_main_tables(name: str, clean: float, robust: float) -> None:
         ("trades-awp-cifar10-wrn-34-10", 2 / 255),
         ("trades-awp-cifar10-wrn-34-10-l2", 128 / 255 / 5),
         ("acat-cifar10-resnet-18", 8 / 255),
+        ("lbgat-cifar10-wrn-34-20-beta0", 0.007),
+        ("lbgat-cifar100-wrn-34-10-awp-beta9", 0.007),
+        ("dajat-cifar100-wrn-34-10-2aa", 8 / 255),
+        ("dajat-cifar100-wrn-34-10-2aa-200", 4 / 255),
         ("dm-at-cifar10-wrn-28-10-20m", 2 / 255),
         ("dm-at-cifar10-wrn-28-10-l2-50m", 128 / 255 / 5),
     ],
@@ -221,6 +243,8 @@ def test_attack_steps_are_as_long_as_in_the_originals(name: str, pixels: float) 
         ("mart-cifar10-resnet-18", {74: 0.01, 75: 0.001, 90: 1e-4, 100: 1e-5, 120: 1e-5}),
         ("trades-awp-cifar10-wrn-34-10", {99: 0.1, 100: 0.01, 150: 0.001}),
         ("acat-cifar10-wrn-34-10", {1: 0.2, 56: 0.1}),
+        ("lbgat-cifar100-wrn-34-10-beta0", {1: 0.02, 2: 0.1, 75: 0.1, 76: 0.01, 90: 0.01, 91: 0.001, 92: 0.001}),
+        ("dajat-cifar10-wrn-34-10-2aa-200", {1: 0.2, 101: 0.1}),
         ("dm-at-cifar10-wrn-28-10-1m", {1: 0.008, 10: 0.2, 400: 8e-7}),
     ],
 )
@@ -273,7 +297,8 @@ def test_generated_data_as_dm_at_uses_them(name: str) -> None:
 
 def test_every_objective_can_be_tried_in_a_minute() -> None:
     tried = {recipe.objective.kind for recipe in TRAINED.values() if recipe.dataset == "digits"}
-    assert tried == {"natural", "pgd-at", "trades", "mart", "ikl", "gkl"}
+    offered = get_args(get_args(Objective)[0])
+    assert tried == {objective.model_fields["kind"].default for objective in offered}
 
 
 # --- what is not known ------------------------------------------------------------------------------------
@@ -303,6 +328,14 @@ def test_what_is_unknown_about_generated_data_is_said(name: str) -> None:
         ("acat-cifar10-wrn-34-10", "82.41"),
         ("acat-cifar100-wrn-34-10", "DAJAT, another method"),
         ("acat-cifar10-resnet-18", "beta is not published"),
+        ("lbgat-cifar100-wrn-34-10-beta6", "62.31"),
+        ("lbgat-cifar100-wrn-34-10-beta0", "100 epochs and publishes about the 92nd"),
+        ("lbgat-cifar10-wrn-34-10-beta0", "Only the CIFAR-100 script"),
+        ("lbgat-cifar100-wrn-34-10-awp-beta6", "beta is not published"),
+        ("lbgat-cifar100-wrn-34-10-awp-beta9", "star"),
+        ("dajat-cifar10-wrn-34-10-3aa", "two views at most"),
+        ("dajat-cifar100-wrn-34-10-2aa", "ACAT with AutoAugment"),
+        ("dajat-cifar100-resnet-18-2aa-200", "always takes 5"),
         ("at-awp-cifar10-wrn-34-10", "85.36"),
         ("at-awp-cifar100-wrn-34-10", "calls AWP"),
         ("trades-awp-cifar10-wrn-34-10", "calls AWP"),
@@ -310,6 +343,12 @@ def test_what_is_unknown_about_generated_data_is_said(name: str) -> None:
         ("trades-cifar100-wrn-34-10", "schedule is unknown"),
         ("dm-at-cifar10-wrn-28-10-20m", "second hand"),
         ("dm-at-cifar10-wrn-28-10-l2-50m", "0.5"),
+        ("las-at-cifar10-wrn-34-10", "what batch norms do while attacking"),
+        ("las-awp-cifar10-wrn-34-10", "84.98 / 56.26"),
+        ("las-awp-cifar10-wrn-70-16", "does not say which of the three"),
+        ("las-awp-cifar100-wrn-34-10", "calls LAS-AT"),
+        ("las-awp-cifar100-wrn-34-10", "62.99"),
+        ("las-trades-cifar100-wrn-34-10", "No number for it"),
         ("mart-awp-cifar10-wrn-34-10", "Only the number is published"),
         ("pgd-at-cifar10-wrn-34-20", "on the test set"),
     ],

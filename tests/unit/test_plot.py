@@ -49,6 +49,14 @@ def test_the_picture_names_every_line_that_there_is(tmp_path: Path) -> None:
     assert set(lines) <= set(said)
 
 
+def test_a_teacher_that_learns_along_is_drawn(tmp_path: Path) -> None:
+    taught = [epoch(n).model_copy(update={"teacher_accuracy": 0.15 * n}) for n in range(1, 6)]
+    plot.plot_training(taught, tmp_path / "out.svg", "lbgat-digits")
+    assert "teacher, training batches" in texts(tmp_path / "out.svg")
+    plot.plot_training([epoch(1)], tmp_path / "other.svg", "trades-digits")
+    assert "teacher, training batches" not in texts(tmp_path / "other.svg")
+
+
 def test_what_a_training_does_not_have_is_not_in_the_picture(tmp_path: Path) -> None:
     target = tmp_path / "out.svg"
     plot.plot_training([epoch(n, adversarial=False, held_out=False) for n in (1, 2)], target, "natural")

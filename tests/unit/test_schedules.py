@@ -45,6 +45,13 @@ def test_steps_divide_by_ten_from_their_epoch_on():
     assert momentum(optimizer, 75, 100) == 0.9
 
 
+def test_the_first_epoch_may_be_gentle():
+    optimizer = SGD(lr=0.1, schedule=Steps(epochs=(76, 91), first_epoch=0.2))
+    lrs = [learning_rate(optimizer, epoch, 100) for epoch in (1, 2, 75, 76, 91)]
+    assert lrs == pytest.approx([0.02, 0.1, 0.1, 0.01, 0.001])
+    assert "first_epoch" not in Steps(epochs=(76,)).model_dump()  # recipes from before keep their fingerprints
+
+
 def test_golden_steps_of_distillation():
     """The reference divides after the epochs that it names."""
     e = kd_entry("schedule/cifar100_step")

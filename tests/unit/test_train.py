@@ -15,7 +15,7 @@ from dkl.datasets import DatasetError
 from dkl.documents import Normalisation, ThreatModel
 from dkl.events import Adjusted, Epoch, Finished, Progress
 from dkl.models import build
-from dkl.objectives import AWP, GKL, IKL, MART, PGD, PGDAT, TRADES, Natural
+from dkl.objectives import AWP, DAJAT, GKL, IKL, LBGAT, MART, PGD, PGDAT, TRADES, Natural
 from dkl.schedules import learning_rate
 from dkl.train import train
 from dkl.weights import CheckpointError, load_checkpoint, load_state
@@ -80,6 +80,17 @@ EVERY = {
     "trades-L2": adversarial(objective=TRADES(), attack=KL, threat=ThreatModel(norm="L2", eps=0.1)),
     "pgd-at-awp": adversarial(objective=PGDAT(), attack=CE.model_copy(update={"mode": "train"})),
     "mart": adversarial(objective=MART(), attack=CE, awp=None, averaging=None, validation=HELD_OUT),
+    "lbgat": adversarial(
+        objective=LBGAT(beta=2.0, teacher=CNN(width=3)),
+        attack=KL,
+        optimizer=recipes.SGD(lr=0.01, schedule=recipes.Steps(epochs=(3,), first_epoch=0.2)),
+    ),
+    "dajat": adversarial(
+        objective=DAJAT(label_smoothing=0.1, beta=5.0),
+        attack=KL,
+        averaging=recipes.StepEMA(decay=0.9, start=0.3, ramp=False, statistics="averaged"),
+        validation=HELD_OUT,
+    ),
     "dm-at": adversarial(
         objective=TRADES(beta=5.0, label_smoothing=0.1),
         attack=PGD(loss="kl", steps=2, start="uniform", mode="batch", eps_schedule="constant"),
@@ -116,6 +127,7 @@ def test_a_run_says_what_it_does(recipe, tmp_path, data_dir):
         assert e.images_per_second > 0
         assert (e.clean_accuracy is None) == (recipe.objective.kind == "pgd-at")
         assert (e.adversarial_accuracy is None) == (recipe.threat is None)
+        assert (e.teacher_accuracy is None) == (recipe.objective.kind != "lbgat")
         assert (e.validation_accuracy is None) == (recipe.validation is None)
         assert (e.validation_robust_accuracy is None) == (recipe.validation is None)
     if recipe.threat is None:

@@ -78,6 +78,7 @@ function panels(rows) {
         { label: "PGD, held out", of: (row) => row.validation_robust_accuracy, stroke: "--robust" },
         { label: heldOut ? "clean, training" : "clean accuracy", of: (row) => row.clean_accuracy, stroke: "--clean-line", ...training },
         { label: heldOut ? "adversarial, training" : "adversarial accuracy", of: (row) => row.adversarial_accuracy, stroke: "--robust", ...training },
+        { label: heldOut ? "teacher, training" : "teacher's accuracy", of: (row) => row.teacher_accuracy, stroke: "--third", ...training },
       ],
     },
     {
@@ -85,7 +86,7 @@ function panels(rows) {
       lines: [
         { label: "loss", of: (row) => row.loss, stroke: "--loss" },
         ...(terms.length > 1 ? terms : []).map((name, place) => ({
-          label: name.replaceAll("_", " "), of: (row) => row.terms?.[name], stroke: TERMS[place % TERMS.length], width: 1.5,
+          label: name.replaceAll("_", " "), of: (row) => row.terms?.[name], stroke: TERMS[place % TERMS.length], width: 1.5, dash: place < TERMS.length ? undefined : [5, 4],
         })),
       ],
     },
