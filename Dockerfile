@@ -8,7 +8,6 @@ COPY pyproject.toml README.md LICENSE ./
 COPY dkl dkl
 COPY service service
 COPY workers workers
-COPY migrations migrations
 COPY docs docs
 RUN pip wheel --no-deps --wheel-dir /wheels .
 

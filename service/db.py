@@ -16,6 +16,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
 
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
 class now(FunctionElement[float]):  # noqa: N801  (reads as the SQL function it is)
     """Seconds since the epoch by the database's clock."""
 
@@ -80,7 +83,7 @@ def writing(engine: Engine) -> Iterator[Session]:
 def migrate(engine: Engine) -> None:
     """Bring the database to the newest schema."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     with migrating(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

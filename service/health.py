@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import redis
@@ -23,7 +22,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.artifacts import StoreError, store_for
-from service.db import now, reading
+from service.db import MIGRATIONS, now, reading
 from service.settings import Settings
 from service.space import enough_space
 from service.tables import Worker
@@ -162,7 +161,7 @@ def check_migrations(db: Engine) -> str:
 @cache
 def newest_schema() -> str:
     """The revision that `dklbench migrate` leads to."""
-    return str(ScriptDirectory(str(Path(__file__).parent.parent / "migrations")).get_current_head())
+    return str(ScriptDirectory(str(MIGRATIONS)).get_current_head())
 
 
 def check_broker(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""The tables; `migrations/` mirrors them. Times are seconds since the epoch by the database's clock."""
+"""The tables; `service/migrations/` mirrors them. Times are seconds since the epoch by the database's clock."""
 
 from typing import Any, ClassVar
 

@@ -13,8 +13,9 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
-FOLDER = Path(__file__).parent.parent.parent / "docs"
-"""Of the repository, and of what is installed."""
+_INSTALLED = Path(__file__).parent / "docs"
+FOLDER = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent.parent / "docs"
+"""At the top of a checkout; the wheel has put them inside the package."""
 REPOSITORY_ONLY = "only in the repository"
 
 
