@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self, assert_never
 
 from pydantic import Field, StringConstraints, model_validator
 
-from dkl.documents import Count, Document, Normalisation
+from dkl.documents import Count, Document, Normalisation, PluginArguments, PluginName
 
 
 class CNN(Document):
@@ -148,6 +148,16 @@ class TimmModel(Document):
     """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
 
 
+class PluginModel(Document):
+    """A network of a package that the operator has installed on the workers, see docs/plugins.md."""
+
+    kind: Literal["plugin"] = "plugin"
+    name: PluginName
+    """As the package's entry point under dklbench.models has it."""
+    arguments: PluginArguments = Field(default={})
+    """What the plugin is told, by name; it says itself what it takes."""
+
+
 Model = Annotated[
     CNN
     | ResNet
@@ -159,14 +169,15 @@ Model = Annotated[
     | MobileNetV2
     | ShuffleNetV1
     | ShuffleNetV2
-    | TimmModel,
+    | TimmModel
+    | PluginModel,
     Field(discriminator="kind"),
 ]
 
 
 def normalisation_of(model: Model) -> Normalisation | None:
     """What the network does to pixels first; None where it takes them as they are."""
-    return None if isinstance(model, CNN) else model.normalisation
+    return None if isinstance(model, CNN | PluginModel) else model.normalisation
 
 
 def show_model(model: Model) -> str:
@@ -192,7 +203,7 @@ def show_model(model: Model) -> str:
             return "ShuffleV1"
         case ShuffleNetV2():
             return "ShuffleV2"
-        case TimmModel():
+        case TimmModel() | PluginModel():
             return model.name
         case _:
             assert_never(model)

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dkl.documents import Count, Decay, Document, Fraction, NonNegative, Positive
+from dkl.documents import (
+    Count,
+    Decay,
+    Document,
+    Fraction,
+    NonNegative,
+    PluginArguments,
+    PluginName,
+    Positive,
+)
 
 
 class Natural(Document):
@@ -77,15 +86,25 @@ class GKL(Document):
     """1 leaves the prior as it is, which is IKL; 0 weighs all classes alike."""
 
 
-Objective = Annotated[Natural | PGDAT | TRADES | MART | IKL | GKL, Field(discriminator="kind")]
+class PluginObjective(Document):
+    """An objective of a package that the operator has installed on the workers, see docs/plugins.md."""
+
+    kind: Literal["plugin"] = "plugin"
+    name: PluginName
+    """As the package's entry point under dklbench.objectives has it."""
+    arguments: PluginArguments = Field(default={})
+    """What the plugin is told, by name; it says itself what it takes."""
+
+
+Objective = Annotated[Natural | PGDAT | TRADES | MART | IKL | GKL | PluginObjective, Field(discriminator="kind")]
 
 
 class PGD(Document):
     """The inner maximisation: projected gradient ascent around x, in the ball of the threat model."""
 
-    loss: Literal["ce", "kl", "ikl"] = "ikl"
+    loss: Literal["ce", "kl", "ikl", "objective"] = "ikl"
     """What is maximised: the cross-entropy with the label, the divergence from the clean prediction, or IKL with
-    unit weights (the authors' CIFAR-100 script)."""
+    unit weights (the authors' CIFAR-100 script); objective: what the objective says, which is a plugin's."""
     steps: Count = 5
     relative_step_size: Positive = 0.5
     """Step size in units of the epoch's eps."""

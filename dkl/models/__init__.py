@@ -12,6 +12,7 @@ from dkl import architectures
 from dkl.models.cnn import CNN
 from dkl.models.mobilenet import MobileNetV2
 from dkl.models.modes import batch_mode, eval_mode, first_update
+from dkl.models.plugin_network import plugin_network
 from dkl.models.resnet import PreActResNet, ResNet
 from dkl.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from dkl.models.swish import SwishWideResNet
@@ -29,7 +30,8 @@ def build(model: architectures.Model, *, channels: int, classes: int) -> nn.Modu
     """A freshly initialised network for images of `channels` channels, in training mode, on the default device.
 
     The weights come from torch's global generator. Its forward raises ValueError for images of a size that it does
-    not take. Raises ValueError where a normalisation is for other images, and for what timm cannot build.
+    not take. Raises ValueError where a normalisation is for other images, and for what timm or a plugin
+    cannot build.
     """
     match model:
         case architectures.CNN():
@@ -54,5 +56,7 @@ def build(model: architectures.Model, *, channels: int, classes: int) -> nn.Modu
             return ShuffleNetV2(channels, classes, model.normalisation)
         case architectures.TimmModel():
             return TimmNetwork(model.name, channels, classes, model.image_size, model.normalisation)
+        case architectures.PluginModel():
+            return plugin_network(model, channels=channels, classes=classes)
         case _:
             assert_never(model)
