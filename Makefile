@@ -37,11 +37,11 @@ clean:
 
 .venv/installed: pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[engine]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[service,worker]'
 	touch $@
 
 .venv/installed-dev: pyproject.toml .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[engine,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[service,worker,dev]'
 	# Its requirements pin old versions of packages that the tests of what we exchange with it do not need.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps robustbench==1.1.1
 	touch $@

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dkl.extras import what_to_install
 from dkl.local import InterruptedRunError, Judged, prepare, teacher_called
 
 INVALID, INTERRUPTED = 2, 130
@@ -24,6 +25,11 @@ def main(words: list[str] | None = None) -> int:
         )
         for event in run.events(device=arguments.device, data_dir=arguments.data_dir):
             print(event.model_dump_json(), flush=True)
+    except ModuleNotFoundError as error:
+        if (sentence := what_to_install(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return INVALID
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return INVALID

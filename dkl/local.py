@@ -161,7 +161,7 @@ def _check_plot(name: str, plot: Path, *, judges: bool) -> None:
     try:
         from dkl.plot import check_target  # matplotlib: half a second for those who ask for it
     except ModuleNotFoundError as error:
-        raise ValueError(f"--plot needs {error.name}; install it with: pip install 'dkl-bench[engine]'") from None
+        raise ValueError(f"--plot needs {error.name}; install it with: pip install 'dkl-bench[worker]'") from None
     check_target(plot)
 
 

@@ -4,6 +4,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from dkl.extras import what_to_install
 from dkl.local import InterruptedRunError
 from service import (
     commands_client,
@@ -47,6 +48,11 @@ def main() -> None:
     except InterruptedRunError as error:
         stderr.print(escape(str(error)))
         raise SystemExit(130) from None
+    except ModuleNotFoundError as error:
+        if (sentence := what_to_install(error)) is None:
+            raise
+        stderr.print(f"[red]error:[/] {escape(sentence)}")
+        raise SystemExit(1) from None
     except (ServiceError, DemoError, ValueError, OSError, FloatingPointError, MemoryError) as error:
         stderr.print(f"[red]error:[/] {escape(str(error))}")
         raise SystemExit(1) from None

@@ -391,7 +391,7 @@ def test_what_timm_cannot_build_gets_one_sentence(wanted, sentence):
 
 def test_without_timm_a_sentence_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # what Python itself does for a package that is absent
-    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[engine\]'"):
+    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[worker\]'"):
         build(TimmModel(name="resnet18"), channels=3, classes=7)
 
 

@@ -183,7 +183,7 @@ TIMM = {"timm": "resnet18.a1_in1k"}
 
 def test_without_timm_a_sentence_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)  # what Python itself does for a package that is absent
-    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[engine\]'"):
+    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[worker\]'"):
         loaded(TIMM, tmp_path)
 
 
