@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(CURDIR)/data
 
-.PHONY: install demo up test check torture audit clean
+.PHONY: install demo up test check torture audit lock clean
 
 install: .venv/installed
 
@@ -31,6 +31,9 @@ AUDIT_IGNORES :=
 audit: install .venv/installed-dev  ## known vulnerabilities of all that is installed; what cannot be looked up fails
 	$(BIN)/pip freeze --exclude-editable > .venv/frozen.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement .venv/frozen.txt $(AUDIT_IGNORES)
+
+lock: .venv/installed-dev  ## newest versions of all that goes into the images, with hashes: deploy/*.lock
+	UV=$(BIN)/uv deploy/lock.sh
 
 clean:
 	rm -rf .venv data build *.egg-info
