@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(CURDIR)/data
 
-.PHONY: install demo up test check torture audit lock clean
+.PHONY: install demo up test test-slow check torture audit lock clean
 
 install: .venv/installed
 
@@ -14,6 +14,9 @@ up: install  ## serve the web pages and the REST interface from $(DATA)
 
 test: install .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-slow: install .venv/installed-dev  ## the long ones, by hand: installs from the registry, trains, measures
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(PYTEST_ARGS)
 
 check: install .venv/installed-dev
 	$(BIN)/ruff check .
