@@ -74,13 +74,13 @@ def answers(client: Client) -> bool:
 
 
 def in_epoch(client: Client, job_id: str, number: int) -> bool:
-    progress = client.job(job_id)["progress"]
+    progress = client.job(job_id).document["progress"]
     return bool(progress) and int(progress["phase"].split()[1]) >= number
 
 
 def ends(client: Client, job_id: str, status: str = "succeeded", seconds: float = 120) -> dict[str, Any]:
     over = {"succeeded", "failed", "canceled"}
-    wait_until(lambda: client.job(job_id)["status"] in over, seconds, f"job {job_id} to end")
-    job = client.job(job_id)
+    wait_until(lambda: client.job(job_id).status in over, seconds, f"job {job_id} to end")
+    job = client.job(job_id).document
     assert job["status"] == status, job["reason"]
     return job

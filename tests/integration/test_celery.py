@@ -76,19 +76,19 @@ def start_worker(deployed: Settings, processes: Processes) -> Callable[[], Worke
 def test_train_and_evaluate(client: Client, start_worker: Callable[[], Worker]) -> None:
     start_worker()
     training = client.submit("ikl-at-digits", SHORT)
-    overrides = {"model.job": training["id"], "images": 20, "suite": QUICK_SUITE}
+    overrides = {"model.job": training.id, "images": 20, "suite": QUICK_SUITE}
     judging = client.submit("autoattack-digits-linf", overrides)
-    assert [event.kind for event in client.watch(training["id"])].count("epoch") == SHORT["epochs"]
-    result = ends(client, judging["id"])["result"]
-    (row,) = client.leaderboard(dataset="digits")["rows"]
-    assert row["robust_accuracy"] == result["robust_accuracy"]
+    assert [event.kind for event in training.watch()].count("epoch") == SHORT["epochs"]
+    result = ends(client, judging.id)["result"]
+    (row,) = client.leaderboard(dataset="digits").rows
+    assert row.robust_accuracy == result["robust_accuracy"]
 
 
 def test_kill_9_of_the_worker_in_mid_training(client: Client, start_worker: Callable[[], Worker]) -> None:
     worker = start_worker()
-    undisturbed = client.submit("ikl-at-digits", LONGER)["id"]
+    undisturbed = client.submit("ikl-at-digits", LONGER).id
     expected = ends(client, undisturbed)["result"]["checkpoint_sha256"]
-    disturbed = client.submit("ikl-at-digits", LONGER)["id"]
+    disturbed = client.submit("ikl-at-digits", LONGER).id
     wait_until(lambda: in_epoch(client, disturbed, 2), what="epoch 2")
     os.killpg(worker.pid, signal.SIGKILL)  # the worker and the child that trains
     worker.wait()
@@ -96,43 +96,43 @@ def test_kill_9_of_the_worker_in_mid_training(client: Client, start_worker: Call
     job = ends(client, disturbed)
     assert job["attempt"] == 2
     assert job["result"]["checkpoint_sha256"] == expected
-    epochs = [event.data["epoch"] for event in client.watch(disturbed) if event.kind == "epoch"]
+    epochs = [event.data["epoch"] for event in client.job(disturbed).watch() if event.kind == "epoch"]
     assert epochs == list(range(1, LONGER["epochs"] + 1))
 
 
 def test_a_stopped_container_gives_its_job_back(client: Client, start_worker: Callable[[], Worker]) -> None:
     worker = start_worker()
-    job_id = client.submit("ikl-at-digits", {"epochs": 100_000})["id"]
+    job_id = client.submit("ikl-at-digits", {"epochs": 100_000}).id
     wait_until(lambda: in_epoch(client, job_id, 2), what="epoch 2")
     worker.terminate()
     worker.wait(timeout=60)
-    job = client.job(job_id)
+    job = client.job(job_id).document
     assert (job["status"], job["reason"]) == ("queued", "its worker was shut down; it will resume")
     start_worker()
-    wait_until(lambda: client.job(job_id)["attempt"] == 2, what="the second attempt")
-    client.cancel(job_id)
+    wait_until(lambda: client.job(job_id).document["attempt"] == 2, what="the second attempt")
+    client.job(job_id).cancel()
     ends(client, job_id, "canceled")
 
 
 def test_a_message_delivered_many_times_runs_once(
     client: Client, deployed: Settings, start_worker: Callable[[], Worker]
 ) -> None:
-    job_id = client.submit("natural-digits", {"epochs": 2})["id"]
+    job_id = client.submit("natural-digits", {"epochs": 2}).id
     queue = CeleryQueue(deployed.broker_url)
     for _ in range(3):
         queue.send(job_id, "gpu")
     queue.close()
     start_worker()
     assert ends(client, job_id)["attempt"] == 1
-    after = client.submit("natural-digits", {"epochs": 1})["id"]  # behind the others in the queue
+    after = client.submit("natural-digits", {"epochs": 1}).id  # behind the others in the queue
     ends(client, after)
-    assert client.job(job_id)["attempt"] == 1
+    assert client.job(job_id).document["attempt"] == 1
 
 
 def test_a_wiped_broker_loses_nothing(
     client: Client, broker: redis.Redis, start_worker: Callable[[], Worker]
 ) -> None:
-    job_id = client.submit("natural-digits", {"epochs": 1})["id"]
+    job_id = client.submit("natural-digits", {"epochs": 1}).id
     wait_until(lambda: broker.dbsize() > 0, what="the message")
     broker.flushdb()
     start_worker()
@@ -141,11 +141,11 @@ def test_a_wiped_broker_loses_nothing(
 
 def test_cancel_ends_within_seconds(client: Client, start_worker: Callable[[], Worker]) -> None:
     start_worker()
-    job_id = client.submit("ikl-at-digits", {"epochs": 100_000})["id"]
-    wait_until(lambda: client.job(job_id)["progress"], what="the job to be at work")
-    client.cancel(job_id)
-    wait_until(lambda: client.job(job_id)["status"] == "canceled", 15, "the job to end")
-    ends(client, client.submit("natural-digits", {"epochs": 1})["id"])
+    job_id = client.submit("ikl-at-digits", {"epochs": 100_000}).id
+    wait_until(lambda: client.job(job_id).document["progress"], what="the job to be at work")
+    client.job(job_id).cancel()
+    wait_until(lambda: client.job(job_id).status == "canceled", 15, "the job to end")
+    ends(client, client.submit("natural-digits", {"epochs": 1}).id)
 
 
 def test_the_child_alone_dies_and_its_job_goes_on_at_once(
@@ -153,12 +153,12 @@ def test_the_child_alone_dies_and_its_job_goes_on_at_once(
 ) -> None:
     """The next child of the same worker knows that the last one is dead, before the lease has run out."""
     worker = start_worker()
-    job_id = client.submit("ikl-at-digits", LONGER)["id"]
+    job_id = client.submit("ikl-at-digits", LONGER).id
     wait_until(lambda: in_epoch(client, job_id, 2), what="epoch 2")
     child = max(psutil.Process(worker.pid).children(), key=lambda process: process.memory_info().rss)
     child.kill()
     assert ends(client, job_id)["attempt"] == 2
-    said = [event.data["reason"] for event in client.watch(job_id) if event.kind == "status"]
+    said = [event.data["reason"] for event in client.job(job_id).watch() if event.kind == "status"]
     assert any(str(reason).startswith("its process on worker") or "went silent" in str(reason) for reason in said)
 
 
@@ -171,9 +171,9 @@ def test_a_worker_that_drains_listens_to_nobody(
     (worker,) = registry.workers(db)
     registry.drain(db, worker.name, caller=COMMAND_LINE)
     time.sleep(3)  # a beat
-    job_id = client.submit("natural-digits", {"epochs": 1})["id"]
+    job_id = client.submit("natural-digits", {"epochs": 1}).id
     time.sleep(3)
-    assert client.job(job_id)["status"] == "queued"
+    assert client.job(job_id).status == "queued"
     registry.resume(db, worker.name, caller=COMMAND_LINE)
     ends(client, job_id)
     db.dispose()
@@ -186,6 +186,6 @@ def test_jobs_go_to_the_workers_of_their_queue(client: Client, deployed: Setting
         str(BIN / "celery"), "-A", "workers.app", "worker", "--loglevel", "INFO",
         environment={**own.as_environment(), "REMAP_SIGTERM": "SIGQUIT"},
     )  # fmt: skip
-    elsewhere = client.submit("natural-digits", {"epochs": 1}, queue="big")["id"]
-    ends(client, client.submit("natural-digits", {"epochs": 1})["id"])
-    assert client.job(elsewhere)["status"] == "queued"
+    elsewhere = client.submit("natural-digits", {"epochs": 1}, queue="big").id
+    ends(client, client.submit("natural-digits", {"epochs": 1}).id)
+    assert client.job(elsewhere).status == "queued"

@@ -473,8 +473,9 @@ def test_an_upload_is_taken_in(browser: Browser) -> None:
     sent = typed(unsaid, dataset="digits", **{"model.kind": "cnn", "model.cnn.width": "8"}, **then)
     assert sent["upload"] == [sha256]
     checked = browser.send("/submit/check", sent, 200)
-    assert shlex.split(part(checked, "command").replace("\\\n", " "))[:7] == [
-        *("dklbench", "upload", "FILE", "--dataset", "digits", "--model", '{"kind": "cnn", "width": 8}')
+    assert shlex.split(part(checked, "command").replace("\\\n", " ")) == [
+        *("dklbench", "evaluate", "FILE", "--recipe", "autoattack-digits-linf", "--dataset", "digits"),
+        *("--architecture", '{"kind": "cnn", "width": 8}', "--url", "http://testserver"),
     ]
     job = browser.submit(sent, "")
     assert (job.kind, job.name, job.recipe["upload"], job.dataset) == ("import", None, sha256, "digits")

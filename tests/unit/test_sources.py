@@ -158,7 +158,7 @@ def test_a_function_makes_the_model(module: Path) -> None:
 
 def test_a_function_is_not_called_unless_that_is_allowed(module: Path) -> None:
     module.write_text("raise SystemExit('imported')")
-    with pytest.raises(ValueError, match=r"a service runs no code.*dklbench evaluate --model my_defences:net"):
+    with pytest.raises(ValueError, match=r"a service runs no code.*dklbench run RECIPE --model my_defences:net"):
         loaded({"function": "my_defences:net"}, module.parent)
 
 
