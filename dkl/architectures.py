@@ -148,6 +148,18 @@ class TimmModel(Document):
     """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
 
 
+class TorchvisionModel(Document):
+    """Any classifier of the torchvision library, from freshly drawn weights; for images of three channels."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,80}$")]
+    """As `torchvision.models.list_models()` has it: resnet50, convnext_tiny."""
+    image_size: Annotated[int, Field(ge=1, le=1024, strict=True)] | None = None
+    """Side of the images in pixels, for architectures that must know it (vision transformers)."""
+    normalisation: Normalisation | None = None
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
+
+
 class PluginModel(Document):
     """A network of a package that the operator has installed on the workers, see docs/plugins.md."""
 
@@ -170,6 +182,7 @@ Model = Annotated[
     | ShuffleNetV1
     | ShuffleNetV2
     | TimmModel
+    | TorchvisionModel
     | PluginModel,
     Field(discriminator="kind"),
 ]
@@ -203,7 +216,7 @@ def show_model(model: Model) -> str:
             return "ShuffleV1"
         case ShuffleNetV2():
             return "ShuffleV2"
-        case TimmModel() | PluginModel():
+        case TimmModel() | TorchvisionModel() | PluginModel():
             return model.name
         case _:
             assert_never(model)

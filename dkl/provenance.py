@@ -14,7 +14,7 @@ from dkl.architectures import PluginModel
 from dkl.events import Provenance
 from dkl.imports import Import
 from dkl.objectives import PluginObjective
-from dkl.protocols import Evaluate, EvaluateCorruptions, Timm, Zoo
+from dkl.protocols import Evaluate, EvaluateCorruptions, Timm, Torchvision, Zoo
 from dkl.recipes import Distill, Recipe, Train, fingerprint
 
 
@@ -86,7 +86,7 @@ def versions(recipe: Recipe) -> dict[str, str]:
     packages = ["torch", "numpy", "dkl-bench"]
     match recipe:
         case Train() | Distill() | Import():
-            packages += [recipe.model.kind] if recipe.model.kind == "timm" else []
+            packages += [recipe.model.kind] if recipe.model.kind in {"timm", "torchvision"} else []
             packages += _of_plugins(recipe)
         case Evaluate():
             packages += ["pyautoattack"]
@@ -95,6 +95,7 @@ def versions(recipe: Recipe) -> dict[str, str]:
     if isinstance(recipe, Evaluate | EvaluateCorruptions):
         packages += ["robustbench", "timm"] if isinstance(recipe.model, Zoo) else []
         packages += ["timm"] if isinstance(recipe.model, Timm) else []
+        packages += ["torchvision"] if isinstance(recipe.model, Torchvision) else []
     return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
 
 

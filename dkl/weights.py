@@ -63,8 +63,9 @@ def about(architecture: architectures.Model, *, channels: int, classes: int, dat
 
 
 def _package(architecture: architectures.Model) -> str | None:
-    is_plugin = isinstance(architecture, architectures.PluginModel)
-    return plugins.find("model", architecture.name).package if is_plugin else None
+    if not isinstance(architecture, architectures.PluginModel):
+        return None
+    return plugins.find("model", architecture.name).package
 
 
 @dataclass(frozen=True)
