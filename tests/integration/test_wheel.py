@@ -185,9 +185,9 @@ def test_the_base_asks_a_service_that_runs_without_torch(
         queued = ask("", "submit", "natural-digits", "--url", url)
         assert queued.returncode == 0, queued.stderr
         (job,) = client.jobs()
-        assert job["id"] in ask("", "jobs", "--url", url).stdout
-        assert "queued" in ask("", "log", job["id"], "--url", url).stdout
-        for words in (("leaderboard",), ("workers",), ("cancel", job["id"]), ("log", job["id"], "--follow")):
+        assert job.id in ask("", "jobs", "--url", url).stdout
+        assert "queued" in ask("", "log", job.id, "--url", url).stdout
+        for words in (("leaderboard",), ("workers",), ("cancel", job.id), ("log", job.id, "--follow")):
             said = ask("", *words, "--url", url)
             assert said.returncode == 0, said.stderr
         assert http.get("/livez").status_code == 200
@@ -198,7 +198,7 @@ def test_the_base_asks_a_service_that_runs_without_torch(
         assert "Philox" in http.get("/docs/evaluation").text
         assert http.get("/docs/leaderboard.png").headers["content-type"] == "image/png"
         assert http.get("/api/v1/distillation").json()["total"] > 100
-        assert http.get("/openapi.json").json()["info"]["version"] == VERSION
+        assert http.get("/api/openapi.json").json()["info"]["version"] == VERSION
         assert http.get("/metrics").status_code == 200
     process.terminate()
     assert process.wait(20) == 0
