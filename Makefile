@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(CURDIR)/data
 
-.PHONY: install demo up test test-slow check torture audit lock clean
+.PHONY: install demo up test test-slow check docs torture audit lock clean
 
 install: .venv/installed
 
@@ -24,6 +24,10 @@ check: install .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: .venv/installed-docs  ## the documents as a site that needs no server: site/index.html; a broken link fails
+	$(BIN)/python -m service.web.site build/docs
+	$(BIN)/zensical build --strict --clean
+
 torture: install .venv/installed-dev  ## random faults while jobs run; QUICK=1: ten minutes; TORTURE_ARGS=--seed=1
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m torture \
 		$(if $(QUICK),--quick,--report benchmarks/results) $(TORTURE_ARGS)
@@ -39,7 +43,7 @@ lock: .venv/installed-dev  ## newest versions of all that goes into the images, 
 	UV=$(BIN)/uv deploy/lock.sh
 
 clean:
-	rm -rf .venv data build *.egg-info
+	rm -rf .venv data build site *.egg-info
 
 .venv/installed: pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -50,4 +54,9 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[service,worker,dev]'
 	# Its requirements pin old versions of packages that the tests of what we exchange with it do not need.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps robustbench==1.1.1
+	touch $@
+
+.venv/installed-docs: pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[service,docs]'
 	touch $@
