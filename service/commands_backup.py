@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from service.settings import settings
 from service.terminal import console
 
 if TYPE_CHECKING:  # imported where it is needed: no other command waits for it
@@ -41,6 +40,7 @@ def backup(
     from service.backup import backup
     from service.backup_check import summary
     from service.callers import COMMAND_LINE
+    from service.settings import settings
 
     chosen = settings()
     with _database(must_exist=True) as db, _bars() as report:
@@ -68,6 +68,7 @@ def restore(
     from service.backup_check import summary
     from service.callers import COMMAND_LINE
     from service.restore import restore
+    from service.settings import settings
 
     chosen = settings()
     with _database() as db, _bars() as report:
@@ -112,6 +113,7 @@ def _database(*, must_exist: bool = False) -> Iterator["Engine"]:
     from sqlalchemy.exc import ArgumentError, OperationalError
 
     from service import db
+    from service.settings import settings
 
     try:
         url = make_url(settings().database)
