@@ -65,11 +65,14 @@ def run(
         str | None, typer.Option(metavar="DATASET/THREAT/NAME", help="Judge a model of RobustBench's zoo.")
     ] = None,
     timm: Annotated[str | None, typer.Option(metavar="NAME", help="Judge a pretrained model of timm.")] = None,
+    torchvision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Judge a pretrained model of torchvision.")
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="Whom a distillation learns from: a checkpoint, MODULE:NAME, or a model of the zoo or of timm.",
+            help="Whom a distillation learns from: a checkpoint, MODULE:NAME, or a model of the zoo, of timm or of torchvision.",
         ),
     ] = None,
     workdir: Annotated[
@@ -83,14 +86,14 @@ def run(
 ) -> None:
     """Run a recipe here and now, without a service. Run it again to go on where it was interrupted.
 
-    An evaluation judges one of --checkpoint, --model, --zoo, --timm.
+    An evaluation judges one of --checkpoint, --model, --zoo, --timm, --torchvision.
     """
     from dkl.local import InterruptedRunError, Judged, prepare, teacher_called
 
     local = prepare(
         recipe,
         overrides or [],
-        judged=Judged(checkpoint, model, zoo, timm),
+        judged=Judged(checkpoint, model, zoo, timm, torchvision),
         teacher=teacher_called(teacher),
         workdir=workdir,
         plot=plot,

@@ -65,6 +65,9 @@ def evaluate(
     timm: Annotated[
         str | None, typer.Option(metavar="NAME", help="Instead of FILE, a pretrained model of timm.")
     ] = None,
+    torchvision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Instead of FILE, a pretrained model of torchvision.")
+    ] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -76,8 +79,12 @@ def evaluate(
 
     given = list(words or [])
     has_file = bool(given) and ("=" not in given[0] or Path(given[0]).is_file())
-    if [zoo is not None, timm is not None, has_file].count(True) != 1:
-        raise ValueError("say which model to judge, in one way: FILE, --zoo DATASET/THREAT/NAME or --timm NAME")
+    public = {"zoo": zoo, "timm": timm, "torchvision": torchvision}
+    source = {kind: name for kind, name in public.items() if name is not None}
+    if len(source) + has_file != 1:
+        raise ValueError(
+            "say which model to judge, in one way: FILE, --zoo DATASET/THREAT/NAME, --timm NAME or --torchvision NAME"
+        )
     file = Path(given.pop(0)) if has_file else None
     if file and not file.is_file() and str(file) in RECIPES:
         raise ValueError(
@@ -87,7 +94,7 @@ def evaluate(
     changes = parse_overrides(given)
     with client_of(url) as client:
         if file is None:
-            queued = [_of_the_public(client, recipe, changes, zoo, timm)]
+            queued = [_of_the_public(client, recipe, changes, source)]
         else:
             network = architecture_of(architecture) if architecture else None
             with transfer(f"sending {escape(file.name)}") as arrived:
@@ -103,20 +110,16 @@ def evaluate(
         raise failed
 
 
-def _of_the_public(
-    client: "Client", recipe: str | None, changes: dict[str, Any], zoo: str | None, timm: str | None
-) -> "Job":
+def _of_the_public(client: "Client", recipe: str | None, changes: dict[str, Any], source: dict[str, str]) -> "Job":
     """The evaluation of a published model."""
     from service.client_weights import judge_of_the_zoo, require_judge
 
-    if zoo:
-        name = recipe or judge_of_the_zoo(zoo)
-    elif recipe:
-        name = recipe
-    else:
-        raise ValueError(f"say by which recipe to judge {timm}, such as: --recipe autoattack-cifar10-linf")
+    [(kind, model)] = source.items()
+    if recipe is None and kind != "zoo":
+        raise ValueError(f"say by which recipe to judge {model}, such as: --recipe autoattack-cifar10-linf")
+    name = recipe or judge_of_the_zoo(model)
     require_judge(name)
-    return client.submit(name, {"model": {"zoo": zoo} if zoo else {"timm": timm}, **changes})
+    return client.submit(name, {"model": source, **changes})
 
 
 def _say_outcome(client: "Client", job: "Job", *, as_json: bool) -> None:
