@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher",
         metavar="FILE|NAME",
-        help="the teacher of a distillation: a checkpoint of ours, MODULE:NAME, or a zoo, timm or torchvision name",
+        help="the teacher of a distillation: a checkpoint, MODULE:NAME, or a zoo, timm or torchvision name",
     )
     judged = parser.add_argument_group("the model that an evaluation judges, one of")
     judged.add_argument("--checkpoint", type=Path, metavar="FILE", help="a checkpoint of ours")

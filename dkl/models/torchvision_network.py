@@ -65,7 +65,7 @@ def _built(models: Any, name: str, channels: int, classes: int, image_size: int 
             f"torchvision's networks take images of 3 channels, found {channels}; take the architecture from timm, "
             'which builds them for any: {"kind": "timm"}'
         )
-    if name.startswith("regnet"):  # it computes its shapes with tensors, and on the meta device these are empty
+    if name.startswith("regnet"):  # it computes its shapes with tensors, which are empty on the meta device
         raise ValueError(
             f"torchvision's {name} cannot be looked at without building it in full; take it from timm, which has "
             'the RegNets as well: {"kind": "timm"}'
