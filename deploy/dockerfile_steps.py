@@ -1,6 +1,7 @@
-"""Prints stages of the Dockerfile as one shell script, for deploy/check_image.sh: python3 deploy/dockerfile_steps.py
-STAGE... The script runs as root in a Debian root with the build's context at /context. Its last line is the last
-stage's command; `USER` is left to who runs it.
+"""Prints stages of the Dockerfile as one shell script, for deploy/check_image.sh: dockerfile_steps.py STAGE...
+
+The script runs as root in a Debian root with the build's context at /context. Its last line is a comment with the
+last stage's command; `USER` is left to who runs it.
 
 Knows the instructions that our Dockerfile uses, and says so where it meets another one.
 """

@@ -43,11 +43,24 @@ def clock(session: Session) -> float:
     return session.execute(select(now())).scalar_one()
 
 
+_UNTIL_GIVEN_UP = {
+    "connect_timeout": 10,
+    # A host that vanishes in the middle of a transaction must not hold its locks for hours, nor wait for hours
+    # itself when the database's host has vanished.
+    "options": "-c idle_in_transaction_session_timeout=30s -c tcp_user_timeout=30s",
+    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
+"""libpq's words, for PostgreSQL."""
+
+
 def connect(url: str) -> Engine:
     """An engine for a SQLite file or a PostgreSQL database."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        return create_engine(url, pool_pre_ping=True, connect_args=_UNTIL_GIVEN_UP)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url)
