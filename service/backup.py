@@ -75,7 +75,7 @@ def backup(
             origin = _origin(connection, tables, earlier, target)
             at = connection.execute(select(now())).scalar_one()
             written = _write_tables(connection, tables, folder, report)
-            wanted = _counted_on(connection, tables)
+            wanted = _named(connection, tables)
         files = _Files(stored_in(target), store, report)
         listed = write_rows(folder / "files.jsonl.gz", files.copied(wanted))
         secret_part = None if secret is None else write_bytes(folder / SECRET, secret)
@@ -189,17 +189,19 @@ def _origin(
 @dataclass(frozen=True)
 class _Wanted:
     sha256: str
-    needed: bool
-    """The store must have it: otherwise something is lost."""
+    used: bool
+    """A job or an upload counts on it."""
+    registered: bool
+    """The store had it: of what an evaluation fetched from elsewhere the ledger knows the name alone."""
 
 
-def _counted_on(connection: Connection, tables: dict[str, Table]) -> list[_Wanted]:
-    """Every file that the ledger names. Of what an evaluation fetched from elsewhere it knows the name alone."""
+def _named(connection: Connection, tables: dict[str, Table]) -> list[_Wanted]:
+    """Every file that the ledger names."""
     uses, uploads, artifacts = tables["artifact_uses"], tables["uploads"], tables["artifacts"]
     used = set(connection.scalars(select(uses.c.sha256).distinct()))
     used |= set(connection.scalars(select(uploads.c.sha256).where(uploads.c.finished_at.is_not(None))))
-    known = set(connection.scalars(select(artifacts.c.sha256)))
-    return [_Wanted(sha256, sha256 in used and sha256 in known) for sha256 in sorted(used | known)]
+    registered = set(connection.scalars(select(artifacts.c.sha256)))
+    return [_Wanted(sha256, sha256 in used, sha256 in registered) for sha256 in sorted(used | registered)]
 
 
 class _Files:
@@ -214,16 +216,15 @@ class _Files:
     def copied(self, wanted: list[_Wanted]) -> Iterator[dict[str, Any]]:
         """The rows of the list of files."""
         for number, file in enumerate(wanted, start=1):
-            stored = self._store.stat(file.sha256)
-            there = self._into.stat(file.sha256)
-            if there is None or (stored is not None and there.size != stored.size):
-                there = self._copy(file.sha256) if stored is not None else None
-            if there is None:
-                self.missing += [file.sha256] * file.needed
-            else:
+            stored, there = self._store.stat(file.sha256), self._into.stat(file.sha256)
+            if stored is not None and (there is None or there.size != stored.size):
+                there = self._copy(file.sha256)
+            if there is not None:
                 self.kept.add(file.sha256)
                 self.nbytes += there.size
                 yield {"sha256": file.sha256, "size": there.size}
+            elif file.used and (file.registered or stored is not None):
+                self.missing.append(file.sha256)
             self._report("files", number, len(wanted))
 
     def _copy(self, sha256: str) -> Stored | None:
