@@ -73,7 +73,7 @@ def verify(
         proof = prove(file, checkpoint=model, data_dir=data_dir or settings().datasets_dir, device=device)
     if not as_json:
         console.print(proof.shown)
-    recorded = bool(job_id and report and _report(job_id, proof.outcome, url))
+    recorded = bool(job_id and report and _report(job_id, proof.outcome, url, as_json=as_json))
     if as_json:
         claims = {"clean_accuracy": proof.clean_accuracy, "robust_accuracy": proof.robust_accuracy}
         show_json({"job": job_id, "ok": proof.ok, **claims, **proof.outcome, "recorded": recorded})
@@ -117,17 +117,18 @@ def _files(
         yield downloaded, checkpoint
 
 
-def _report(job_id: str, outcome: dict[str, Any], url: str | None) -> bool:
+def _report(job_id: str, outcome: dict[str, Any], url: str | None, *, as_json: bool) -> bool:
     """Tell the service; whoever may not, or cannot, has proved it all the same. Whether it is recorded."""
     from service.client import ServiceError
 
+    tell = note if as_json else say
     try:
         with client_of(url) as client:
             client.report_verification(job_id, outcome)
     except ServiceError as error:
-        note(f"[dim]the outcome was not recorded: {escape(str(error))}")
+        tell(f"[dim]the outcome was not recorded: {escape(str(error))}")
         return False
-    note(f"[dim]the outcome is recorded with job {job_id}")
+    tell(f"[dim]the outcome is recorded with job {job_id}")
     return True
 
 
