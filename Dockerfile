@@ -26,12 +26,13 @@ RUN --mount=type=bind,source=deploy/service.lock,target=/service.lock \
     --mount=type=cache,target=/root/.cache/pip \
     pip install --require-hashes -r /service.lock
 RUN --mount=from=build,source=/wheels,target=/wheels pip install --no-cache-dir --no-deps /wheels/*.whl
+ENV DKLBENCH_HOST=0.0.0.0
 USER 10001:10001
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=3)"]
-CMD ["dklbench", "serve", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["dklbench", "serve"]
 
 FROM base AS worker
 # The one compiler here: recipes with `compile` have Triton build a launcher for every kernel, with gcc.

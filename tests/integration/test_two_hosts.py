@@ -153,8 +153,8 @@ def bucket(network: hosts.Network) -> Iterator[dict[str, str]]:
 class Service:
     """The service's REST interface, asked from host A."""
 
-    def __init__(self) -> None:
-        self._http = httpx2.Client(base_url="http://127.0.0.1:8000", timeout=120)
+    def __init__(self, http: httpx2.Client) -> None:
+        self._http = http
 
     def answers(self) -> bool:
         try:
@@ -203,14 +203,15 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(settings: Settings, bucket: dict[str, str], running: Processes) -> Service:
+def service(settings: Settings, bucket: dict[str, str], running: Processes) -> Iterator[Service]:
     environment = {**settings.as_environment(), **bucket}
     migrating = running.start(str(BIN / "dklbench"), "migrate", environment=environment)
     assert migrating.wait(60) == 0, running.output()
     running.start(str(BIN / "dklbench"), "serve", environment=environment)
-    service = Service()
-    wait_until(service.answers, what="the service")
-    return service
+    with httpx2.Client(base_url="http://127.0.0.1:8000", timeout=120) as http:
+        service = Service(http)
+        wait_until(service.answers, what="the service")
+        yield service
 
 
 @pytest.fixture(scope="module")
