@@ -20,7 +20,7 @@ HOME = "index"
 """The site's first page; the service has its own list of documents in its place."""
 
 CONTENTS: Mapping[str, tuple[str, ...]] = {
-    "Begin": ("quickstart", "tutorial", "concepts"),
+    "Begin": ("quickstart", "install", "tutorial", "concepts"),
     "What the numbers mean": ("numbers", "threat-models", "reading-the-leaderboard", "evaluation"),
     "Use": ("command-line", "python-client", "bring-your-own", "training", "distillation", "recipes", "rest-api"),
     "Run": ("deployment", "operations", "backup", "security"),

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -46,8 +47,11 @@ def imported() -> Iterator[tuple[str, Path]]:
                 yield node.module.partition(".")[0], path
 
 
+OWNERS = packages_distributions()
+
+
 def distributions_of(module: str) -> set[str]:
-    return set(map(canonicalize_name, packages_distributions().get(OF_ANOTHER.get(module, module), ())))
+    return set(map(canonicalize_name, OWNERS.get(OF_ANOTHER.get(module, module), ())))
 
 
 FOREIGN = sorted({module for module, _ in imported()} - OURS - BESIDE - sys.stdlib_module_names)
@@ -90,6 +94,11 @@ def test_extras_agree_about_what_they_share(one: str, other: str) -> None:
     assert {name: str(OPTIONAL[one][name]) for name in shared} == {
         name: str(OPTIONAL[other][name]) for name in shared
     }
+
+
+def test_the_document_names_every_extra() -> None:
+    text = (ROOT / "docs" / "install.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) | {"service", "worker"} == OPTIONAL.keys()
 
 
 def test_the_base_needs_neither_web_nor_database_nor_torch() -> None:
