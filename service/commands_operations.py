@@ -1,5 +1,6 @@
 """`dklbench doctor`, `worker-health` and `serve`: for whoever runs the service."""
 
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -79,6 +80,7 @@ def serve(
     given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
     chosen = settings().model_copy(update=given)
     logs.configure(chosen)
+    _require_schema()
     config = uvicorn.Config(
         create_app(chosen),
         host=chosen.host,
@@ -89,6 +91,21 @@ def serve(
         timeout_graceful_shutdown=5,
     )
     Server(config).run()
+
+
+def _require_schema() -> None:
+    """Refuse a database of another version. One that is away is waited for: until then the answer is 503."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from service.db import require_schema
+
+    db = _database()
+    try:
+        require_schema(db)
+    except SQLAlchemyError:
+        logging.getLogger(__name__).warning("the database does not answer yet; serving without it until it does")
+    finally:
+        db.dispose()
 
 
 def _database() -> "Engine":
