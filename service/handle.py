@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import httpx2
 
@@ -149,7 +149,7 @@ class Job:
                     for event in httpx2.EventSource(response):
                         last, heard_at = event.id or last, time.monotonic()
                         is_kept = event.event not in {"progress", "end"}
-                        data: dict[str, Any] = event.json()
+                        data = cast("dict[str, Any]", event.json())
                         said = Event(event.event, data, int(last) if is_kept else 0)
                         if said.kind == "end":
                             self.refresh()
