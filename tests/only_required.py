@@ -1,58 +1,64 @@
-"""The `dklbench` command of the wheel unpacked in the folder of the first argument, with nothing importable but
-what installing it with the extras of the second brings ("", "service", "worker,s3"). All else is refused."""
+"""The `dklbench` command of an unpacked wheel, with nothing importable but what it and its extras require.
+
+    python only_required.py SITE REFUSED WORD...
+
+SITE is the folder with the wheel, REFUSED a file with a name of a module per line, made by `refused`.
+"""
 
 import sys
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distributions, packages_distributions, requires
+from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 
-def add(text, found):
-    """What a requirement brings, with what that requires."""
-    wanted = Requirement(text)
-    name, extras = canonicalize_name(wanted.name), {"", *wanted.extras}
-    if extras <= found.get(name, set()):
-        return found
-    found.setdefault(name, set()).update(extras)
-    try:
-        needs = requires(name) or []
-    except PackageNotFoundError:  # of another platform
-        return found
-    for need in needs:
-        marker = Requirement(need).marker
-        if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
-            add(need.partition(";")[0], found)
-    return found
+def refused(site: Path, extras: str) -> list[str]:
+    """The modules of this environment that the wheel in `site` does not require with extras such as "service,s3"."""
+    (wheel,) = distributions(path=[str(site)])
+    brought: dict[str, set[str]] = {"dkl-bench": set()}
+    _add(wheel.requires or [], {"", *extras.split(",")}, brought)
+    owners = {module: set(map(canonicalize_name, names)) for module, names in packages_distributions().items()}
+    return sorted(module for module, names in owners.items() if not names & brought.keys())
 
 
-site, extras = sys.argv.pop(1), sys.argv.pop(1)
-allowed = add(f"dkl-bench[{extras}]" if extras else "dkl-bench", {}).keys()
-kept = {module: set(map(canonicalize_name, names)) for module, names in packages_distributions().items()}
+def _add(needs: Iterable[str], extras: set[str], brought: dict[str, set[str]]) -> None:
+    """Into `brought`: what the needs bring, with what those need, by distribution and its extras."""
+    for wanted in map(Requirement, needs):
+        if wanted.marker is not None and not any(wanted.marker.evaluate({"extra": extra}) for extra in extras):
+            continue
+        name, asked = canonicalize_name(wanted.name), {"", *wanted.extras}
+        if asked <= brought.get(name, set()):
+            continue
+        brought.setdefault(name, set()).update(asked)
+        try:
+            _add(requires(name) or [], asked, brought)
+        except PackageNotFoundError:  # of another platform
+            continue
 
 
 class Only:
-    """A finder of modules, kept from all that is not allowed."""
+    """A finder of modules, kept from those that are refused."""
 
-    def __init__(self, finder):
-        self._finder = finder
+    def __init__(self, finder: Any, refused: set[str]) -> None:
+        self._finder, self._refused = finder, refused
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._finder, name)
 
-    def find_spec(self, module, path=None, target=None):
-        owners = kept.get(module.partition(".")[0])
-        return None if owners and not owners & allowed else self._finder.find_spec(module, path, target)
+    def find_spec(self, module: str, path: Any = None, target: Any = None) -> Any:
+        return None if module.partition(".")[0] in self._refused else self._finder.find_spec(module, path, target)
 
 
-sys.meta_path[:] = map(Only, sys.meta_path)
-try:
-    import pytest  # noqa: F401
-except ModuleNotFoundError:
+if __name__ == "__main__":
+    site, names = sys.argv.pop(1), set(Path(sys.argv.pop(1)).read_text().split())
+    for module in names & sys.modules.keys():  # packaging, for the lines above
+        del sys.modules[module]
+    sys.meta_path[:] = [Only(finder, names) for finder in sys.meta_path]
     import service
-else:
-    raise AssertionError("nothing is refused")
-from service.cli import main  # noqa: E402
+    from service.cli import main
 
-assert service.__file__.startswith(site), service.__file__
-main()
+    assert service.__file__.startswith(site), service.__file__
+    main()
