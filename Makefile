@@ -13,7 +13,7 @@ up: install  ## serve the web pages and the REST interface from $(DATA)
 	DKLBENCH_DATA_DIR="$(DATA)" $(BIN)/dklbench up $(UP_ARGS)
 
 test: install .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: install .venv/installed-dev  ## the long ones, by hand: installs from the registry, trains, measures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(PYTEST_ARGS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from databases import Postgres, ServerAwayError, copy_sqlite, migrated_sqlite
+from processes import quick_settings
 from sqlalchemy import Engine
 
 from service.db import connect
@@ -60,17 +61,4 @@ def db(database_url: str, request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Embedded mode in a folder of its own, with quick beats."""
-    return Settings(
-        data_dir=tmp_path / "data",
-        database_url="",
-        broker_url="",
-        device="cpu",
-        lease_seconds=4,
-        heartbeat_seconds=1,
-        sweep_seconds=0.3,
-        resend_seconds=2,
-        anonymous="submit",
-        allowed_hosts=("testserver",),
-        requests_per_minute=100_000,
-    )
+    return quick_settings(tmp_path / "data")

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 
 def refused(site: Path, extras: str) -> list[str]:
-    """The modules of this environment that the wheel in `site` does not require with extras such as "service,s3"."""
+    """The modules of this environment that the wheel in `site` does not need with extras such as "service,s3"."""
     (wheel,) = distributions(path=[str(site)])
     brought: dict[str, set[str]] = {"dkl-bench": set()}
     _add(wheel.requires or [], {"", *extras.split(",")}, brought)

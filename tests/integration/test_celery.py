@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 import redis
-from processes import BIN, Processes, answers, ends, free_port, in_epoch, wait_until
+from databases import Postgres, ServerAwayError
+from processes import BIN, Processes, answers, ends, free_port, in_epoch, quick_settings, wait_until
 
 from service import registry
 from service.callers import COMMAND_LINE
@@ -26,7 +27,7 @@ Worker = subprocess.Popen[bytes]
 REDIS = os.environ.get("DKLBENCH_TEST_REDIS", "redis://127.0.0.1:6379/15")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def broker() -> Iterator[redis.Redis]:
     """Redis, in a numbered database that only the tests use."""
     connection = redis.Redis.from_url(REDIS)
@@ -40,20 +41,27 @@ def broker() -> Iterator[redis.Redis]:
     connection.close()
 
 
-@pytest.fixture
-def deployed(settings: Settings, postgres_url: str, broker: redis.Redis) -> Settings:
-    database = connect(postgres_url)
+@pytest.fixture(scope="module")
+def deployed(
+    postgres: Postgres, broker: redis.Redis, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Settings]:
+    """What the tests share; each has workers of its own, and leaves nothing in the queues."""
+    try:
+        url = postgres.lend()
+    except ServerAwayError as error:
+        pytest.skip(str(error))
+    database = connect(url)
     migrate(database)
     database.dispose()
-    return settings.model_copy(
-        update={"database_url": postgres_url, "broker_url": REDIS, "queues": ("gpu", "big")}
-    )
+    own = quick_settings(tmp_path_factory.mktemp("data"))
+    yield own.model_copy(update={"database_url": url, "broker_url": REDIS, "queues": ("gpu", "big")})
+    postgres.take_back(url)
 
 
-@pytest.fixture
-def client(deployed: Settings, processes: Processes) -> Iterator[Client]:
+@pytest.fixture(scope="module")
+def client(deployed: Settings, lasting_processes: Processes) -> Iterator[Client]:
     port = free_port()
-    processes.start(
+    lasting_processes.start(
         sys.executable, "-m", "uvicorn", "service.app:create_app", "--factory", "--port", str(port),
         environment=deployed.as_environment(),
     )  # fmt: skip
@@ -166,15 +174,19 @@ def test_a_worker_that_drains_listens_to_nobody(
     client: Client, deployed: Settings, start_worker: Callable[[], Worker]
 ) -> None:
     db = connect(deployed.database)
-    start_worker()
-    wait_until(lambda: registry.workers(db), what="the worker to arrive")
-    (worker,) = registry.workers(db)
-    registry.drain(db, worker.name, caller=COMMAND_LINE)
+    main = start_worker().pid
+
+    def arrived() -> list[str]:
+        return [worker.name for worker in registry.workers(db) if worker.name.endswith(f"/{main}")]
+
+    wait_until(arrived, what="the worker to arrive")
+    (worker,) = arrived()
+    registry.drain(db, worker, caller=COMMAND_LINE)
     time.sleep(3)  # a beat
     job_id = client.submit("natural-digits", {"epochs": 1}).id
     time.sleep(3)
     assert client.job(job_id).status == "queued"
-    registry.resume(db, worker.name, caller=COMMAND_LINE)
+    registry.resume(db, worker, caller=COMMAND_LINE)
     ends(client, job_id)
     db.dispose()
 
@@ -188,4 +200,4 @@ def test_jobs_go_to_the_workers_of_their_queue(client: Client, deployed: Setting
     )  # fmt: skip
     elsewhere = client.submit("natural-digits", {"epochs": 1}, queue="big").id
     ends(client, client.submit("natural-digits", {"epochs": 1}).id)
-    assert client.job(elsewhere).status == "queued"
+    assert client.job(elsewhere).cancel().status == "canceled"  # it was still queued

@@ -11,7 +11,7 @@ import pytest
 from processes import BIN, Start, ends, in_epoch, wait_until
 
 from dkl.evidence import read_evidence
-from service.client import ServiceError
+from service.client import Client, ServiceError
 from service.settings import Settings
 
 SHORT = {"epochs": 8, "awp.first_epoch": 3}
@@ -54,9 +54,7 @@ def test_train_evaluate_rank_restart(start_embedded: Start, tmp_path: Path) -> N
     assert not worker.is_running()
     _, client = start_embedded()
     assert client.leaderboard(dataset="digits").rows == (row,)
-    again = client.submit(
-        "autoattack-digits-linf", {"model.job": training.id, "images": 20, "suite": QUICK_SUITE}
-    )
+    again = client.submit("autoattack-digits-linf", {"model.job": training.id, "images": 20, "suite": QUICK_SUITE})
     assert ends(client, again.id)["result"]["stages"][1]["accuracy"] == result["stages"][1]["accuracy"]
 
 
@@ -91,8 +89,8 @@ def test_a_killed_service_goes_on_where_it_was(start_embedded: Start) -> None:
 
 
 @pytest.mark.parametrize("what", ["training", "attack"])
-def test_cancel_ends_within_seconds(start_embedded: Start, settings: Settings, what: str) -> None:
-    _, client = start_embedded()
+def test_cancel_ends_within_seconds(shared_embedded: tuple[Settings, Client], what: str) -> None:
+    settings, client = shared_embedded
     if what == "training":
         job_id = client.submit("ikl-at-digits", {"epochs": 100_000}).id
     else:
@@ -111,8 +109,8 @@ def test_cancel_ends_within_seconds(start_embedded: Start, settings: Settings, w
     ends(client, after)
 
 
-def test_one_service_per_data_directory(start_embedded: Start, settings: Settings) -> None:
-    start_embedded()
+def test_one_service_per_data_directory(shared_embedded: tuple[Settings, Client]) -> None:
+    settings, _ = shared_embedded
     second = subprocess.run(
         [str(BIN / "dklbench"), "up", "--port", "0"],
         env={**os.environ, **settings.as_environment()},
@@ -126,8 +124,8 @@ def test_one_service_per_data_directory(start_embedded: Start, settings: Setting
     assert "Traceback" not in second.stderr
 
 
-def test_a_job_that_cannot_work_fails_with_a_sentence(start_embedded: Start, settings: Settings) -> None:
-    _, client = start_embedded()
+def test_a_job_that_cannot_work_fails_with_a_sentence(shared_embedded: tuple[Settings, Client]) -> None:
+    settings, client = shared_embedded
     job = ends(client, client.submit("natural-digits", {"dataset": "npz:mine"}).id, "failed")
     assert str(settings.datasets_dir / "mine_train.npz") in job["reason"]
     assert "put it there" in job["reason"]
