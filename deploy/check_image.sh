@@ -31,7 +31,7 @@ fi
 path=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
 inside() { env -i PATH=$path LANG=C.UTF-8 chroot "$root" "$@"; }
 
-if [ $PHASE = build ]; then
+if [ "$PHASE" = build ]; then
   if [ ! -e "$root/usr/bin/apt-get" ]; then
     echo "--- Debian with Python, as the base image has it"
     release=$(sed -n 's/^ARG PYTHON=python:.*-slim-\([a-z]*\)$/\1/p' Dockerfile)
@@ -72,13 +72,13 @@ exec \"\$@\"" sh "$@"
 }
 SETTINGS=(DKLBENCH_MIN_FREE_BYTES=0)
 if as_image sh -c 'echo x > /usr/local/x' 2>/dev/null; then echo "error: the root can be written to" >&2; exit 1; fi
-command=$(sed -n 's/^# CMD //p' "$root/steps.sh" | tail -1)
+read -ra command < <(sed -n "s/^# CMD //p" "$root/steps.sh" | tail -1)
 
 case $target in
   service)
     as_image dklbench migrate
     key=$(as_image dklbench keys create check --scope admin | grep -oE -m 1 'dkl_[A-Za-z0-9_-]+')
-    as_image $command &
+    as_image "${command[@]}" &
     trap 'kill $!' EXIT
     url=http://127.0.0.1:8000
     for _ in $(seq 60); do curl -sf $url/livez >/dev/null && break; sleep 0.5; done
