@@ -1,4 +1,4 @@
-"""Plugins, as an operator installs them and users name them: docs/plugins.md done from its first block to its last."""
+"""Plugins, as an operator installs them and users name them; docs/plugins.md is done from beginning to end."""
 
 import os
 import subprocess
