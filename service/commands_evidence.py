@@ -88,8 +88,8 @@ def _job_id(entry: Path) -> str | None:
         return None
     if not re.fullmatch("[0-9a-f]{12}", name):
         raise ValueError(
-            f"{name} is no file and no evaluation's id, see dklbench jobs; published results have no evidence "
-            "here, only those that were measured here do"
+            f"{name} is no file and no evaluation's id; published results have no evidence here, only those that "
+            "were measured here do, which `dklbench jobs --kind evaluate` lists"
         )
     return name
 
