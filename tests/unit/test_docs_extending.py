@@ -1,7 +1,7 @@
 """docs/extending: the changes that a document describes fit the package as it is, and what they add runs.
 
-A block with the title of a file is that file, a diff with it is a change of it: what a hunk takes away or keeps has
-to be in the file exactly once. Commands are run where the changes were made.
+A block with the title of a file is that file, a diff with it is a change of it: what a hunk takes away or keeps
+has to be in the file exactly once. Commands are run where the changes were made.
 """
 
 import os

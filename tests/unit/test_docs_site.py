@@ -3,9 +3,6 @@ nothing is loaded from another host."""
 
 import hashlib
 import re
-import shutil
-import subprocess
-import sys
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,11 +10,10 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from docs_site import ROOT, build
 
 from service.web.document_sources import HOME, paths
-from service.web.site import write
 
-ROOT = Path(__file__).parent.parent.parent
 _LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "object": "data"}
 """What a browser fetches by itself."""
 
@@ -46,16 +42,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make docs` does in a folder of its own."""
-    pytest.importorskip("zensical", reason="pip install 'dkl-bench[docs]'")
-    project = tmp_path_factory.mktemp("project")
-    shutil.copy(ROOT / "mkdocs.yml", project)
-    shutil.copytree(ROOT / "docs_theme", project / "docs_theme")
-    write(project / "build" / "docs")
-    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
-    built = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
-    return project / "site"
+    return build(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
