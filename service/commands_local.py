@@ -72,7 +72,8 @@ def run(
         str | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="Whom a distillation learns from: a checkpoint, MODULE:NAME, or a model of the zoo, of timm or of torchvision.",
+            help="Whom a distillation learns from: a checkpoint, MODULE:NAME, or a model of the zoo, timm or "
+            "torchvision.",
         ),
     ] = None,
     workdir: Annotated[

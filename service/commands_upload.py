@@ -83,7 +83,8 @@ def evaluate(
     source = {kind: name for kind, name in public.items() if name is not None}
     if len(source) + has_file != 1:
         raise ValueError(
-            "say which model to judge, in one way: FILE, --zoo DATASET/THREAT/NAME, --timm NAME or --torchvision NAME"
+            "say which model to judge, in one way: FILE, --zoo DATASET/THREAT/NAME, --timm NAME or --torchvision "
+            "NAME"
         )
     file = Path(given.pop(0)) if has_file else None
     if file and not file.is_file() and str(file) in RECIPES:

@@ -137,9 +137,7 @@ def test_a_natural_training_has_fewer_columns(capsys: pytest.CaptureFixture[str]
     assert line.split() == ["1/2", "0.5000", "90.0%", "0.1", "1,000", "1.0", "s"]
 
 
-def test_epochs_of_several_jobs_stay_in_their_bars(
-    terminal: StringIO, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_epochs_of_several_jobs_stay_in_their_bars(terminal: StringIO, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed([ADVERSARIAL], capsys) == ""
     assert "epoch 7 of 60: loss 1.250, clean 90.0%, adversarial 30.1%" in terminal.getvalue()
 
@@ -160,9 +158,7 @@ def test_without_a_terminal_there_are_no_bars(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_program_has_standard_output_for_itself(
-    terminal: StringIO, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_program_has_standard_output_for_itself(terminal: StringIO, capsys: pytest.CaptureFixture[str]) -> None:
     with Bars(epochs=True, quiet=True) as bars:
         finished = [Event(e.kind, e.model_dump(mode="json")) for e in (ADVERSARIAL, TRAINED)]
         bars.follow(bars.add("mine"), finished)
