@@ -62,8 +62,8 @@ def _built(models: Any, name: str, channels: int, classes: int, image_size: int 
         raise ValueError(f"torchvision has no classifier {name!r}; {hint}")
     if channels != 3:
         raise ValueError(
-            f"torchvision's networks take images of 3 channels, found {channels}; take the architecture from timm, "
-            'which builds them for any: {"kind": "timm"}'
+            f"torchvision's networks take images of 3 channels, found {channels}; take the architecture from "
+            'timm, which builds them for any: {"kind": "timm"}'
         )
     if name.startswith("regnet"):  # it computes its shapes with tensors, which are empty on the meta device
         raise ValueError(
@@ -76,7 +76,7 @@ def _built(models: Any, name: str, channels: int, classes: int, image_size: int 
         more |= {"aux_logits": False, "init_weights": True}  # else it returns more than logits in training
     try:
         return builder(weights=None, num_classes=classes, **more)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         if "'image_size'" in str(error):
             raise ValueError(f"{name} takes images of any size; leave out model.image_size") from error
         raise ValueError(f"torchvision cannot build {name}: {str(error).splitlines()[0]}") from error
