@@ -1,7 +1,7 @@
 """docs/extending: the changes that a document describes fit the package as it is, and what they add runs.
 
-A block with the title of a file is that file, a diff with it is a change of it: what a hunk takes away or keeps
-has to be in the file exactly once. Commands are run where the changes were made.
+A block under the name of a file is that file, a diff a change of it: what a hunk takes away or keeps has to be in
+the file exactly once. Commands are run where the changes were made.
 """
 
 import os
@@ -16,12 +16,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = sorted((ROOT / "docs" / "extending").glob("*.md"))
-_BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^(?:(?:In|The new file) `([^`]+)`:\n\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
+    file: str
+    """Which it is, or is a change of; empty for commands."""
     language: str
-    title: str
     text: str
 
 
@@ -63,14 +64,14 @@ def test_what_the_documents_add_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "dkl", tmp_path / "dkl", ignore=shutil.ignore_patterns("__pycache__"))
     parts = [block for document in DOCUMENTS for block in blocks(document)]
     for block in parts:
-        file = tmp_path / block.title
+        file = tmp_path / block.file
         if block.language == "diff":
             file.write_text(changed(file.read_text(), block.text))
-        elif block.title:
+        elif block.file:
             file.parent.mkdir(parents=True, exist_ok=True)
             assert not file.exists()
             file.write_text(block.text)
-    touched = sorted({block.title for block in parts if block.title})
+    touched = sorted({block.file for block in parts if block.file})
     ruff = [sys.executable, "-m", "ruff", "check", "--quiet", "--config", str(ROOT / "pyproject.toml"), *touched]
     subprocess.run(ruff, cwd=tmp_path, check=True)
     commands = "".join(block.text for block in parts if block.language == "sh")
