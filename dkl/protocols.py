@@ -104,9 +104,7 @@ _SOURCES = ("job", "checkpoint", "zoo", "timm", "torchvision", "function")
 def _source(value: object) -> str | None:
     """The tag of the first source that `value` names; no tag is a field, so that messages can leave tags out."""
     present = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
-    return next(
-        (f"from {name}" for name in _SOURCES if name in present), None
-    )
+    return next((f"from {name}" for name in _SOURCES if name in present), None)
 
 
 ModelSource = Annotated[

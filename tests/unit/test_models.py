@@ -481,7 +481,5 @@ def test_a_vision_transformer_of_torchvision_has_to_know_the_size():
     pytest.importorskip("torchvision.models")
     with torch.device("meta"):
         network = build(TorchvisionModel(name="vit_b_16"), channels=3, classes=7)
-        with pytest.raises(
-            ValueError, match="built for images of 224 x 224 pixels, found 32 x 32; set"
-        ):
+        with pytest.raises(ValueError, match="built for images of 224 x 224 pixels, found 32 x 32; set"):
             network(torch.rand(2, 3, 32, 32))
