@@ -203,4 +203,5 @@ def _source_name(job: Job) -> str | None:
     source = job.recipe["model"]
     if "zoo" in source:
         return str(source["zoo"]).rpartition("/")[2]
-    return source.get("timm") or source.get("torchvision")
+    name: str | None = source.get("timm") or source.get("torchvision")
+    return name
