@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(CURDIR)/data
 
-.PHONY: install demo up test check torture audit clean
+.PHONY: install demo up test test-slow check docs torture audit lock clean
 
 install: .venv/installed
 
@@ -13,13 +13,20 @@ up: install  ## serve the web pages and the REST interface from $(DATA)
 	DKLBENCH_DATA_DIR="$(DATA)" $(BIN)/dklbench up $(UP_ARGS)
 
 test: install .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-slow: install .venv/installed-dev  ## the long ones, by hand: installs from the registry, trains, measures
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(PYTEST_ARGS)
 
 check: install .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/installed-docs  ## the documents as a site that needs no server: site/index.html; a broken link fails
+	$(BIN)/python -m service.web.site build/docs
+	$(BIN)/zensical build --strict --clean
 
 torture: install .venv/installed-dev  ## random faults while jobs run; QUICK=1: ten minutes; TORTURE_ARGS=--seed=1
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m torture \
@@ -32,16 +39,24 @@ audit: install .venv/installed-dev  ## known vulnerabilities of all that is inst
 	$(BIN)/pip freeze --exclude-editable > .venv/frozen.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement .venv/frozen.txt $(AUDIT_IGNORES)
 
+lock: .venv/installed-dev  ## newest versions of all that goes into the images, with hashes: deploy/*.lock
+	UV=$(BIN)/uv deploy/lock.sh
+
 clean:
-	rm -rf .venv data build *.egg-info
+	rm -rf .venv data build site *.egg-info
 
 .venv/installed: pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[engine]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[service,worker]'
 	touch $@
 
 .venv/installed-dev: pyproject.toml .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[engine,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[service,worker,dev]'
 	# Its requirements pin old versions of packages that the tests of what we exchange with it do not need.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps robustbench==1.1.1
+	touch $@
+
+.venv/installed-docs: pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[service,docs]'
 	touch $@

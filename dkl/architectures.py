@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self, assert_never
 
 from pydantic import Field, StringConstraints, model_validator
 
-from dkl.documents import Count, Document, Normalisation
+from dkl.documents import Count, Document, Normalisation, PluginArguments, PluginName
 
 
 class CNN(Document):
@@ -148,6 +148,28 @@ class TimmModel(Document):
     """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
 
 
+class TorchvisionModel(Document):
+    """Any classifier of the torchvision library, from freshly drawn weights; for images of three channels."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,80}$")]
+    """As `torchvision.models.list_models()` has it: resnet50, convnext_tiny."""
+    image_size: Annotated[int, Field(ge=1, le=1024, strict=True)] | None = None
+    """Side of the images in pixels, for architectures that must know it (vision transformers)."""
+    normalisation: Normalisation | None = None
+    """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
+
+
+class PluginModel(Document):
+    """A network of a package that the operator has installed on the workers, see docs/plugins.md."""
+
+    kind: Literal["plugin"] = "plugin"
+    name: PluginName
+    """As the package's entry point under dklbench.models has it."""
+    arguments: PluginArguments = Field(default={})
+    """What the plugin is told, by name; it says itself what it takes."""
+
+
 Model = Annotated[
     CNN
     | ResNet
@@ -159,14 +181,16 @@ Model = Annotated[
     | MobileNetV2
     | ShuffleNetV1
     | ShuffleNetV2
-    | TimmModel,
+    | TimmModel
+    | TorchvisionModel
+    | PluginModel,
     Field(discriminator="kind"),
 ]
 
 
 def normalisation_of(model: Model) -> Normalisation | None:
     """What the network does to pixels first; None where it takes them as they are."""
-    return None if isinstance(model, CNN) else model.normalisation
+    return None if isinstance(model, CNN | PluginModel) else model.normalisation
 
 
 def show_model(model: Model) -> str:
@@ -192,7 +216,7 @@ def show_model(model: Model) -> str:
             return "ShuffleV1"
         case ShuffleNetV2():
             return "ShuffleV2"
-        case TimmModel():
+        case TimmModel() | TorchvisionModel() | PluginModel():
             return model.name
         case _:
             assert_never(model)

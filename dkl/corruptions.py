@@ -183,6 +183,7 @@ class _Task:
                 str(self.device),
                 dataset_sha256=self._data_sha256(done),
                 checkpoint_sha256=self.loaded.sha256,
+                packages=self.loaded.packages,
             ),
             seconds=sum(event.seconds for event in events),
         )

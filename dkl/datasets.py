@@ -1,7 +1,8 @@
 """Data sets: facts about them, and readers that return uint8 arrays. Imports numpy only; readers import more.
 
 A data directory holds a set either as its official files or as NAME_train.npz and NAME_test.npz with the
-arrays `image` (uint8, N x H x W x C) and `label` (integers, N). A user's own data, `npz:NAME`, is of that form.
+arrays `image` (uint8, N x H x W x C) and `label` (integers, N). A user's own data, `npz:NAME`, is of that form,
+which `dkl.npz` reads.
 
 `folder:NAME` or `folder:NAME@SIDE` is a folder of image files, NAME/train/CLASS/* and NAME/val/CLASS/* (or
 NAME/test/CLASS/*), shown as pictures of SIDE x SIDE pixels, 224 where it is not said. The first files of all
@@ -24,24 +25,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkl.longtail import class_sizes, first_of_each, rank_in_class, read_name
+from dkl.npz import Arrays, DatasetError, Split, read_npz
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Split = Literal["train", "test"]
-
-
-class DatasetError(ValueError):
-    """The data are missing or not of the expected form; the message says what to put where."""
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """One split. images: uint8 (N, H, W, C) with C 1 or 3; labels: int64 (N,) in [0, classes)."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    classes: int
+__all__ = [
+    "DATASETS",
+    "Arrays",
+    "Dataset",
+    "DatasetError",
+    "Folder",
+    "Split",
+    "centre",
+    "check_name",
+    "is_folder",
+    "known_class_names",
+    "known_dataset",
+    "load",
+    "open_folder",
+    "read_npz",
+    "read_picture",
+    "read_pictures",
+    "show_name",
+]
 
 
 @dataclass(frozen=True)
@@ -89,31 +96,6 @@ def _read_long_tailed(data_dir: Path, split: Split, *, base: str, factor: float)
         return whole
     kept = first_of_each(whole.labels, class_sizes(len(whole.labels) / whole.classes, whole.classes, factor))
     return Arrays(whole.images[kept], whole.labels[kept], whole.classes)
-
-
-def read_npz(data_dir: Path, name: str, split: Split, classes: int | None = None) -> Arrays:
-    """NAME_SPLIT.npz from `data_dir`. Without `classes` there are as many as the largest label says."""
-    path = data_dir / f"{name}_{split}.npz"
-    if not path.exists():
-        raise DatasetError(f"{path} does not exist; put it there, with arrays image (uint8 N,H,W,C) and label")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels = file["image"], file["label"]
-    except (KeyError, ValueError, OSError) as error:
-        raise DatasetError(f"{path} is not an .npz with arrays image and label: {error}") from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise DatasetError(
-            f"image in {path} must be uint8 of shape N,H,W,C with C 1 or 3, found {images.dtype} {images.shape}"
-        )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise DatasetError(f"label in {path} must be {len(images)} integers, found {labels.dtype} {labels.shape}")
-    if len(labels) == 0:
-        raise DatasetError(f"{path} holds no images")
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or (classes is not None and highest >= classes):
-        limit = "" if classes is None else f"..{classes - 1}"
-        raise DatasetError(f"labels in {path} must be 0{limit}, found {lowest}..{highest}")
-    return Arrays(images, labels.astype(np.int64), classes or highest + 1)
 
 
 # --- folders of image files -------------------------------------------------------------------------------

@@ -61,7 +61,13 @@ def distill(
             teacher_accuracy=clean_accuracy(teacher.model, test, device),
             seconds_per_iteration=_seconds_per_iteration(run.epochs, recipe.batch_size),
             notes=(*loaded.notes, *chosen.notes, *_notes(says)),
-            provenance=provenance(recipe, device, dataset_sha256=data.sha256, checkpoint_sha256=chosen.sha256),
+            provenance=provenance(
+                recipe,
+                device,
+                dataset_sha256=data.sha256,
+                checkpoint_sha256=chosen.sha256,
+                packages=loaded.packages,
+            ),
             seconds=chosen.seconds,
         )
     )

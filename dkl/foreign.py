@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dkl import architectures, layouts
 from dkl.datasets import known_dataset
 from dkl.tensors import State
-from dkl.weights import About, CheckpointError, outline, require_fit, save_weights
+from dkl.weights import CheckpointError, about, outline, require_fit, save_weights
 
 _ENTRIES = (
     "state_dict",
@@ -155,8 +155,8 @@ def convert(
     _require_finite(source, state, "NaN or infinite: its training diverged")
     converted = layouts.typed(state)
     _require_finite(source, converted, "too large for float32")
-    about = About(architecture=architecture, channels=channels, classes=classes, dataset=dataset)
-    return Converted(save_weights(target, converted, about), (*plain.notes, *layouts.on_types(plain.state)))
+    said = about(architecture, channels=channels, classes=classes, dataset=dataset)
+    return Converted(save_weights(target, converted, said), (*plain.notes, *layouts.on_types(plain.state)))
 
 
 def _require_finite(path: Path, state: State, otherwise: str) -> None:

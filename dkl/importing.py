@@ -14,7 +14,7 @@ from dkl.protocols import Checkpoint
 from dkl.provenance import provenance
 from dkl.sandbox import Reader, Taken, Task
 from dkl.sources import Fetch
-from dkl.weights import About, CheckpointError, describe
+from dkl.weights import CheckpointError, about, describe
 
 _UNGUARDED = (
     "no process can give up its network here (user namespaces, seccomp): the upload was read under limits "
@@ -58,9 +58,9 @@ def _checked(recipe: Import, written: Path, taken: Taken) -> ImportResult:
     """The result, once the file that the process left is seen to be the checkpoint that was asked for."""
     with open_plainly(written) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    about, network = describe(written)
-    sizes = {"channels": about.channels, "classes": about.classes}
-    if about != About(architecture=recipe.model, dataset=recipe.dataset, **sizes):
+    found, network = describe(written)
+    sizes = {"channels": found.channels, "classes": found.classes}
+    if found != about(recipe.model, dataset=recipe.dataset, **sizes):
         raise CheckpointError("reading the upload left a checkpoint of another network than the recipe's")
     guarded = {"namespace", "syscalls"} & set(taken.guards)
     return ImportResult(

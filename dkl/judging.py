@@ -121,6 +121,7 @@ class Evaluation:
                 dataset_sha256=self._data_sha256,
                 checkpoint_sha256=self.checkpoint,
                 devices=self._devices,
+                packages=self.loaded.packages,
             ),
         )
 

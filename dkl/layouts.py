@@ -28,7 +28,7 @@ _MOST_CHANNELS = 64
 """Of images; more numbers than that are no constants of a normalisation."""
 _SAME = 1e-6
 """By so much constants differ that were rounded to float32."""
-_ELSEWHERE = "judge it with its own code: dklbench evaluate --model MODULE:NAME"
+_ELSEWHERE = "judge it with its own code: dklbench run RECIPE --model MODULE:NAME"
 
 
 class Plain(NamedTuple):
@@ -76,7 +76,7 @@ def read(path: Path, state: State, architecture: architectures.Model) -> Plain:
                 f"{path} is of a PreActResNet without the batch norm before its last layer, as in TRADES; "
                 f"ours has it: {_ELSEWHERE}"
             )
-        case architectures.TimmModel():
+        case architectures.TimmModel() | architectures.TorchvisionModel():
             state = {f"model.{name}": value for name, value in state.items()}
     return Plain(state, tuple(notes))
 
@@ -178,10 +178,11 @@ def sizes(state: State, architecture: architectures.Model) -> tuple[int, int]:
     They are read off the first weight whose shape depends on them.
     """
     own = architectures.normalisation_of(architecture)
-    channels = len(own.mean) if own else 1
+    in_colour = isinstance(architecture, architectures.TorchvisionModel)  # which knows no other images
+    channels = 3 if in_colour else len(own.mean) if own else 1
     small = _shapes(architecture, channels, 1)
     classes = _multiple(state, small, _shapes(architecture, channels, 2)) or 10
-    if own is None:
+    if own is None and not in_colour:
         channels = _multiple(state, small, _shapes(architecture, 2, 1)) or 3
     return channels, classes
 

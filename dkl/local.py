@@ -1,4 +1,4 @@
-"""Running a named recipe here and now: what `python -m dkl`, `dklbench run` and `evaluate` share. No torch yet."""
+"""Running a named recipe here and now: what `python -m dkl` and `dklbench run` share. No torch yet."""
 
 import hashlib
 import signal
@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dkl import zoo_names
-from dkl.catalog import RECIPES, Needs, named, parse_overrides, resolve
+from dkl.catalog import Needs, named, parse_overrides, resolve
 from dkl.events import Event
-from dkl.protocols import AnyProtocol, Checkpoint, JobResult
+from dkl.protocols import Checkpoint, JobResult
 from dkl.recipes import Distill, Recipe, Train, fingerprint
 
 
@@ -22,13 +21,14 @@ class InterruptedRunError(Exception):
 
 @dataclass(frozen=True)
 class Judged:
-    """The model that an evaluation on this machine judges, as the command line names it: in one of four ways."""
+    """The model that an evaluation on this machine judges, as the command line names it: in one of five ways."""
 
     checkpoint: Path | None = None
     function: str | None = None
     """MODULE:NAME, importable from the current directory."""
     zoo: str | None = None
     timm: str | None = None
+    torchvision: str | None = None
 
     @property
     def given(self) -> dict[str, str | Path]:
@@ -38,6 +38,7 @@ class Judged:
             "--model": self.function,
             "--zoo": self.zoo,
             "--timm": self.timm,
+            "--torchvision": self.torchvision,
         }
         return {option: value for option, value in options.items() if value is not None}
 
@@ -50,12 +51,18 @@ class Judged:
                 raise ValueError(f"there is no file {self.checkpoint}")
             with self.checkpoint.open("rb") as file:
                 return {"checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}
-        named_here = {"function": self.function, "zoo": self.zoo, "timm": self.timm}
+        named_here = {
+            "function": self.function,
+            "zoo": self.zoo,
+            "timm": self.timm,
+            "torchvision": self.torchvision,
+        }
         return {key: value for key, value in named_here.items() if value is not None}
 
 
 def teacher_called(name: str | None) -> Judged:
-    """What --teacher says: the file of a checkpoint, MODULE:NAME, a model of the zoo, or one of timm."""
+    """What --teacher says: the file of a checkpoint, MODULE:NAME, a model of the zoo, of timm, or of torchvision,
+    whose weights are in capitals."""
     match name:
         case None:
             return Judged()
@@ -65,6 +72,8 @@ def teacher_called(name: str | None) -> Judged:
             return Judged(function=name)
         case str() if "/" in name:
             return Judged(zoo=name)
+        case str() if name.partition(".")[2].isupper():
+            return Judged(torchvision=name)
         case _:
             return Judged(timm=name)
 
@@ -113,7 +122,7 @@ class LocalRun:
 
 
 def prepare(
-    name: str | None,
+    name: str,
     changes: Sequence[str],
     *,
     judged: Judged,
@@ -124,10 +133,9 @@ def prepare(
     """The named recipe with `changes` (PATH=VALUE); an evaluation judges `judged`, a distillation learns from
     `teacher`, or either from what a change names.
 
-    Without a name, a zoo model is judged as RobustBench judges it. Works in runs/NAME-FINGERPRINT unless `workdir`
-    is given. A training draws its curve into `plot`. ValueError with a sentence for what does not fit.
+    Works in runs/NAME-FINGERPRINT unless `workdir` is given. A training draws its curve into `plot`. ValueError
+    with a sentence for what does not fit.
     """
-    name = name or _protocol_for(judged)
     overrides: dict[str, Any] = parse_overrides(list(changes))
     needs = named(name).needs
     if plot is not None:
@@ -161,7 +169,7 @@ def _check_plot(name: str, plot: Path, *, judges: bool) -> None:
     try:
         from dkl.plot import check_target  # matplotlib: half a second for those who ask for it
     except ModuleNotFoundError as error:
-        raise ValueError(f"--plot needs {error.name}; install it with: pip install 'dkl-bench[engine]'") from None
+        raise ValueError(f"--plot needs {error.name}; install it with: pip install 'dkl-bench[worker]'") from None
     check_target(plot)
 
 
@@ -173,24 +181,12 @@ def _title(name: str, recipe: Recipe) -> str:
 
 _PURPOSES = {"model": "judges a model", "teacher": "learns from a teacher"}
 _WAYS = {
-    "model": "--checkpoint FILE, --model MODULE:NAME, --zoo NAME or --timm NAME",
+    "model": "--checkpoint FILE, --model MODULE:NAME, --zoo NAME, --timm NAME or --torchvision NAME",
     "teacher": (
         "--teacher FILE, or --teacher MODULE:NAME for a function here, DATASET/THREAT/NAME for RobustBench's zoo, "
-        "or a name of timm's"
+        "or a name of timm's or torchvision's"
     ),
 }
-
-
-def _protocol_for(judged: Judged) -> str:
-    """The evaluation that a zoo model is meant for; ValueError with the choices for any other."""
-    choices = [name for name, entry in RECIPES.items() if isinstance(entry.recipe, AnyProtocol)]
-    if judged.zoo is not None:
-        model = zoo_names.find(judged.zoo)
-        threat = model.threat.lower()
-        meant = f"{threat}-{model.dataset}" if threat == "corruptions" else f"autoattack-{model.dataset}-{threat}"
-        if meant in choices:
-            return meant
-    raise ValueError(f"say by which recipe to judge it: {', '.join(choices)}")
 
 
 @contextmanager

@@ -9,7 +9,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dkl.architectures import Model, ResNet
-from dkl.documents import Count, Decay, Document, Fraction, NonNegative, Positive
+from dkl.documents import (
+    Count,
+    Decay,
+    Document,
+    Fraction,
+    NonNegative,
+    PluginArguments,
+    PluginName,
+    Positive,
+)
 from dkl.strategy import Strategy, require_ascending
 
 
@@ -136,7 +145,17 @@ class LASTRADES(Document):
         return self
 
 
-OfOneNetwork = Natural | PGDAT | TRADES | MART | IKL | GKL | LASAT | LASTRADES
+class PluginObjective(Document):
+    """An objective of a package that the operator has installed on the workers, see docs/plugins.md."""
+
+    kind: Literal["plugin"] = "plugin"
+    name: PluginName
+    """As the package's entry point under dklbench.objectives has it."""
+    arguments: PluginArguments = Field(default={})
+    """What the plugin is told, by name; it says itself what it takes."""
+
+
+OfOneNetwork = Natural | PGDAT | TRADES | MART | IKL | GKL | LASAT | LASTRADES | PluginObjective
 """Objectives of a network and its images alone, which one update serves."""
 
 Objective = Annotated[OfOneNetwork | LBGAT | DAJAT, Field(discriminator="kind")]
@@ -145,9 +164,9 @@ Objective = Annotated[OfOneNetwork | LBGAT | DAJAT, Field(discriminator="kind")]
 class PGD(Document):
     """The inner maximisation: projected gradient ascent around x, in the ball of the threat model."""
 
-    loss: Literal["ce", "kl", "ikl"] = "ikl"
+    loss: Literal["ce", "kl", "ikl", "objective"] = "ikl"
     """What is maximised: the cross-entropy with the label, the divergence from the clean prediction, or IKL with
-    unit weights (the authors' CIFAR-100 script)."""
+    unit weights (the authors' CIFAR-100 script); objective: what the objective says, which is a plugin's."""
     steps: Count = 5
     relative_step_size: Positive = 0.5
     """Step size in units of the epoch's eps."""

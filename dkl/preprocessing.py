@@ -27,10 +27,10 @@ class Geometry:
         height, width = x_BCHW.shape[-2:]
         if (height, width) == (self.crop, self.crop):
             return x_BCHW
-        scale = self.resize / min(height, width)
-        size = (max(self.crop, round(height * scale)), max(self.crop, round(width * scale)))
+        short = min(height, width)  # as torchvision does, and timm with it: sides are cut off, offsets rounded
+        size = (max(self.crop, self.resize * height // short), max(self.crop, self.resize * width // short))
         x_BCHW = interpolate(x_BCHW, size, mode=self.interpolation, antialias=True).clamp(0, 1)
-        top, left = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
+        top, left = round((size[0] - self.crop) / 2), round((size[1] - self.crop) / 2)
         return x_BCHW[..., top : top + self.crop, left : left + self.crop]
 
 

@@ -65,7 +65,7 @@ def _timm() -> types.ModuleType:
         return import_module("timm")
     except ImportError:
         raise PretrainedError(
-            "timm models need the package timm: pip install 'dkl-bench[engine]', or pip install timm"
+            "timm models need the package timm: pip install 'dkl-bench[worker]', or pip install timm"
         ) from None
 
 

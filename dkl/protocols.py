@@ -60,6 +60,22 @@ class Timm(Document):
     """Architecture, or architecture and tag: resnet18.a1_in1k. Not a path, not a repository of a hub."""
 
 
+def _torchvision_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]{1,80}\.[A-Z0-9_]{1,80}", name, re.ASCII) or name.endswith(".DEFAULT"):
+        raise ValueError(
+            f"{name!r} names no weights of torchvision; write ARCHITECTURE.WEIGHTS: resnet18.IMAGENET1K_V1"
+        )
+    return name
+
+
+class Torchvision(Document):
+    """A pretrained classifier of the torchvision library, with the resizing, cropping and normalisation of its
+    weights."""
+
+    torchvision: Annotated[str, AfterValidator(_torchvision_name)]
+    """Architecture and weights: resnet18.IMAGENET1K_V1. DEFAULT means others in other versions, so name them."""
+
+
 def _function_name(name: str) -> str:
     module, _, function = name.partition(":")
     if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
@@ -78,16 +94,17 @@ class Function(Document):
         """Why a service does not run it, and what does."""
         return (
             f"a service runs no code of its users; judge {self.function} on your own machine with: "
-            f"dklbench evaluate --model {self.function}"
+            f"dklbench run RECIPE --model {self.function}"
         )
+
+
+_SOURCES = ("job", "checkpoint", "zoo", "timm", "torchvision", "function")
 
 
 def _source(value: object) -> str | None:
     """The tag of the first source that `value` names; no tag is a field, so that messages can leave tags out."""
     present = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
-    return next(
-        (f"from {name}" for name in ("job", "checkpoint", "zoo", "timm", "function") if name in present), None
-    )
+    return next((f"from {name}" for name in _SOURCES if name in present), None)
 
 
 ModelSource = Annotated[
@@ -95,12 +112,13 @@ ModelSource = Annotated[
     | Annotated[Checkpoint, Tag("from checkpoint")]
     | Annotated[Zoo, Tag("from zoo")]
     | Annotated[Timm, Tag("from timm")]
+    | Annotated[Torchvision, Tag("from torchvision")]
     | Annotated[Function, Tag("from function")],
     Discriminator(
         _source,
         custom_error_type="model_source",
         custom_error_message='say which model to judge: {"job": JOB_ID}, {"checkpoint": SHA256}, '
-        '{"zoo": "cifar10/Linf/NAME"} or {"timm": NAME}',
+        '{"zoo": "cifar10/Linf/NAME"}, {"timm": NAME} or {"torchvision": NAME}',
     ),
 ]
 
@@ -207,7 +225,8 @@ class Evaluate(Protocol):
     """Clean accuracy of a model, then its accuracy under each attack of the suite."""
 
     model: ModelSource
-    """Which model: {"job": ID}, {"checkpoint": SHA256}, {"zoo": "cifar10/Linf/NAME"} or {"timm": NAME}."""
+    """Which model: {"job": ID}, {"checkpoint": SHA256}, {"zoo": "cifar10/Linf/NAME"}, {"timm": NAME} or
+    {"torchvision": NAME}."""
 
     @model_validator(mode="after")
     def _a_zoo_model_knows_the_classes(self) -> Self:
@@ -305,7 +324,8 @@ class EvaluateCorruptions(CorruptionProtocol):
     """Clean accuracy of a model, then its accuracy under each corruption at each severity."""
 
     model: ModelSource
-    """Which model: {"job": ID}, {"checkpoint": SHA256}, {"zoo": "cifar10/corruptions/NAME"} or {"timm": NAME}."""
+    """Which model: {"job": ID}, {"checkpoint": SHA256}, {"zoo": "cifar10/corruptions/NAME"}, {"timm": NAME} or
+    {"torchvision": NAME}."""
 
     @model_validator(mode="after")
     def _a_zoo_model_knows_the_classes(self) -> Self:

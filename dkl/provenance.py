@@ -9,18 +9,28 @@ from pathlib import Path
 import pynvml
 import torch
 
+from dkl import plugins
+from dkl.architectures import PluginModel
 from dkl.events import Provenance
 from dkl.imports import Import
-from dkl.protocols import Evaluate, EvaluateCorruptions, Timm, Zoo
+from dkl.objectives import PluginObjective
+from dkl.protocols import Evaluate, EvaluateCorruptions, Timm, Torchvision, Zoo
 from dkl.recipes import Distill, Recipe, Train, fingerprint
 
 
 def provenance(
-    recipe: Recipe, device: str, *, dataset_sha256: str | None, checkpoint_sha256: str, devices: Iterable[str] = ()
+    recipe: Recipe,
+    device: str,
+    *,
+    dataset_sha256: str | None,
+    checkpoint_sha256: str,
+    devices: Iterable[str] = (),
+    packages: Iterable[str] = (),
 ) -> Provenance:
     """All that is needed to ask `recipe` again, on this machine's `device`, now.
 
-    `devices` are the names of those that did the work, where this one may have done a part of it or none.
+    `devices` are the names of those that did the work, where this one may have done a part of it or none;
+    `packages` those that the model it was given is made of, beside what the recipe itself says.
     """
     return Provenance(
         recipe=recipe.model_dump(mode="json"),
@@ -33,7 +43,7 @@ def provenance(
         flags=_flags(),
         platform=platform.platform(),
         processor=_processor(),
-        versions=versions(recipe),
+        versions={**versions(recipe), **{package: _version(package) for package in packages}},
         commit=commit(),
     )
 
@@ -76,7 +86,8 @@ def versions(recipe: Recipe) -> dict[str, str]:
     packages = ["torch", "numpy", "dkl-bench"]
     match recipe:
         case Train() | Distill() | Import():
-            packages += ["timm"] if recipe.model.kind == "timm" else []
+            packages += [recipe.model.kind] if recipe.model.kind in {"timm", "torchvision"} else []
+            packages += _of_plugins(recipe)
         case Evaluate():
             packages += ["pyautoattack"]
         case EvaluateCorruptions():
@@ -84,7 +95,18 @@ def versions(recipe: Recipe) -> dict[str, str]:
     if isinstance(recipe, Evaluate | EvaluateCorruptions):
         packages += ["robustbench", "timm"] if isinstance(recipe.model, Zoo) else []
         packages += ["timm"] if isinstance(recipe.model, Timm) else []
+        packages += ["torchvision"] if isinstance(recipe.model, Torchvision) else []
     return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
+
+
+def _of_plugins(recipe: Train | Distill | Import) -> list[str]:
+    """The packages whose network or objective the recipe names; none where they are missing, which says itself."""
+    asked: list[tuple[plugins.Kind, str]] = []
+    if isinstance(recipe.model, PluginModel):
+        asked.append(("model", recipe.model.name))
+    if isinstance(recipe, Train) and isinstance(recipe.objective, PluginObjective):
+        asked.append(("objective", recipe.objective.name))
+    return [plugins.find(kind, name).package for kind, name in asked]
 
 
 def commit() -> str | None:

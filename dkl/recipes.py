@@ -24,7 +24,19 @@ from dkl.documents import (
 )
 from dkl.imports import Import
 from dkl.lessons import FeatureLesson, Lesson
-from dkl.objectives import AWP, DAJAT, LASAT, LASTRADES, LBGAT, MART, PGD, PGDAT, Natural, Objective
+from dkl.objectives import (
+    AWP,
+    DAJAT,
+    LASAT,
+    LASTRADES,
+    LBGAT,
+    MART,
+    PGD,
+    PGDAT,
+    Natural,
+    Objective,
+    PluginObjective,
+)
 from dkl.protocols import Evaluate, EvaluateCorruptions, ModelSource
 from dkl.strategy import require_attackable
 
@@ -235,6 +247,12 @@ class Train(Fit):
                 f"attack.loss 'ikl' needs the class prior of the objectives 'ikl' and 'gkl'; "
                 f"with '{self.objective.kind}' take '{_usual_loss(self.objective)}'"
             )
+        own = isinstance(self.objective, PluginObjective)
+        if self.attack is not None and self.attack.loss == "objective" and not own:
+            raise ValueError(
+                f"attack.loss 'objective' is for objectives of plugins; with '{self.objective.kind}' take "
+                f"'{_usual_loss(self.objective)}'"
+            )
         return self
 
     @model_validator(mode="after")
@@ -267,6 +285,8 @@ class Train(Fit):
 
 
 def _usual_loss(objective: Objective) -> str:
+    if isinstance(objective, PluginObjective):
+        return "objective"
     return "ce" if isinstance(objective, PGDAT | MART | LASAT) else "kl"
 
 
@@ -291,9 +311,10 @@ class Distillation(Fit):
     def _threat_and_attack_go_together(self) -> Self:
         if (self.threat is None) != (self.attack is None):
             raise ValueError("robust distillation needs threat and attack, other distillation takes neither")
-        if self.attack is not None and self.attack.loss == "ikl":
+        if self.attack is not None and self.attack.loss in {"ikl", "objective"}:
             raise ValueError(
-                "attack.loss 'ikl' is not available when distilling; take 'kl', the teacher's, or 'ce'"
+                f"attack.loss '{self.attack.loss}' is not available when distilling; take 'kl', the teacher's, "
+                "or 'ce'"
             )
         return self
 

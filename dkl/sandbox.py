@@ -21,8 +21,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from dkl import confinement
-from dkl.architectures import Model, normalisation_of
+from dkl import confinement, plugins
+from dkl.architectures import Model, PluginModel, normalisation_of
 from dkl.archives import SAVE_STATE, UploadError
 from dkl.datasets import known_dataset
 from dkl.formats import Format, check_upload, open_plainly
@@ -104,7 +104,8 @@ class Reader:
     def __enter__(self) -> Self:
         folder = self._task.target.parent
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        package = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        places = [Path(__file__).parent.parent, *_plugin_places(self._task.model)]
+        package = {"PYTHONPATH": os.pathsep.join(map(str, places))}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "dkl.sandbox", str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -177,6 +178,15 @@ class Reader:
                 return answer
 
 
+def _plugin_places(model: Model) -> list[Path]:
+    """The folder that a plugin's package is imported from; PluginError where it is not installed."""
+    if not isinstance(model, PluginModel):
+        return []
+    package = plugins.find("model", model.name).entry.dist
+    assert package is not None  # find() saw it
+    return [Path(str(package.locate_file("")))]
+
+
 def _seconds(size: int) -> int:
     """Of computing that an upload of so many bytes gets: what importing torch may take, and 20 MB/s."""
     return 120 + size // 20_000_000
@@ -189,7 +199,8 @@ def main() -> None:
     """Read a Task from standard input, do it within the walls, and answer on standard output."""
     task = Task.model_validate_json(sys.stdin.buffer.read(_MOST_WORDS))
     confinement.limit(limits_for(task.upload.lstat().st_size), data_now=FIRST_LOOK)
-    guards = confinement.confine(reads=[task.upload], writes=task.target.parent, parent=int(sys.argv[1]))
+    reads = [task.upload, *_plugin_places(task.model)]
+    guards = confinement.confine(reads=reads, writes=task.target.parent, parent=int(sys.argv[1]))
     print(take(task, guards).model_dump_json())
 
 

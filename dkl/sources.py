@@ -10,12 +10,12 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 
-from dkl import pretrained, zoo
+from dkl import pretrained, pretrained_torchvision, zoo
 from dkl.batches import as_pixels, on_device
 from dkl.datasets import Arrays, load
 from dkl.documents import Normalisation
 from dkl.preprocessing import Preprocessed
-from dkl.protocols import Checkpoint, Function, JobResult, Judgement, ModelSource, Timm, Zoo
+from dkl.protocols import Checkpoint, Function, JobResult, Judgement, ModelSource, Timm, Torchvision, Zoo
 from dkl.weights import CheckpointError, LoadedModel, load_checkpoint
 
 Fetch = Callable[[JobResult | Checkpoint], Path]
@@ -27,7 +27,8 @@ class FunctionError(ValueError):
 
 
 def load_model(recipe: Judgement, *, fetch: Fetch, data_dir: Path, allow_functions: bool) -> LoadedModel:
-    """The network that `recipe` judges. Downloaded weights are kept in `data_dir`, under zoo and timm.
+    """The network that `recipe` judges. Downloaded weights are kept in `data_dir`, under zoo, timm and
+    torchvision.
 
     Raises ValueError with a sentence for the user where it is not to be had.
     """
@@ -47,6 +48,8 @@ def load_source(
             return zoo.load(source.zoo, data_dir / "zoo")
         case Timm():
             return pretrained.load(source.timm, data_dir / "timm")
+        case Torchvision():
+            return pretrained_torchvision.load(source.torchvision, data_dir / "torchvision")
         case Function():
             if not allow_functions:
                 raise FunctionError(source.refusal)

@@ -9,7 +9,20 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dkl import losses
-from dkl.objectives import GKL, IKL, LASAT, LASTRADES, MART, PGD, PGDAT, TRADES, Natural, OfOneNetwork
+from dkl.objectives import (
+    GKL,
+    IKL,
+    LASAT,
+    LASTRADES,
+    MART,
+    PGD,
+    PGDAT,
+    TRADES,
+    Natural,
+    OfOneNetwork,
+    PluginObjective,
+)
+from dkl.plugin_objective import plugin_attacked, plugin_terms
 
 Terms = dict[str, Tensor]
 """Scalars, means over the batch, by the names that people read; the loss is their sum."""
@@ -34,7 +47,7 @@ def natural_terms(objective: OfOneNetwork, nat_BK: Tensor | None, y_B: Tensor) -
         case IKL() | GKL() | LASTRADES():
             assert nat_BK is not None
             return {"natural": cross_entropy(nat_BK, y_B)}
-        case PGDAT() | MART() | LASAT():
+        case PGDAT() | MART() | LASAT() | PluginObjective():
             return {}
         case _:
             assert_never(objective)
@@ -90,6 +103,9 @@ def robust_terms(
                 "wmse": objective.wmse_weight * wmse,
                 "soft_ce": objective.ce_weight * losses.soft_cross_entropy(nat_BK, adv_BK),
             }
+        case PluginObjective():
+            assert nat_BK is not None
+            return plugin_terms(objective, nat_BK, adv_BK, y_B)
         case _:
             assert_never(objective)
 
@@ -103,9 +119,14 @@ def normaliser_of(objective: OfOneNetwork, prior_BK: Tensor | None) -> Tensor | 
 
 
 def attacked_loss(
-    attack: PGD, nat_BK: Tensor | None, adv_BK: Tensor, y_B: Tensor, prior_BK: Tensor | None
+    attack: PGD,
+    nat_BK: Tensor | None,
+    adv_BK: Tensor,
+    y_B: Tensor,
+    prior_BK: Tensor | None,
+    objective: OfOneNetwork | None = None,
 ) -> Tensor:
-    """What the inner maximisation climbs, summed over the images.
+    """What the inner maximisation climbs, summed over the images. `objective` is asked where the attack says so.
 
     A sum, as the gradient of an image must not shrink with the size of its batch: below float32's smallest numbers
     its sign would be lost.
@@ -120,6 +141,10 @@ def attacked_loss(
             assert nat_BK is not None
             assert prior_BK is not None
             loss = losses.ikl(nat_BK, adv_BK, prior_BK, wmse_weight=1.0, ce_weight=1.0)
+        case "objective":
+            assert nat_BK is not None
+            assert isinstance(objective, PluginObjective)
+            loss = plugin_attacked(objective, nat_BK, adv_BK, y_B)
         case _:
             assert_never(attack.loss)
     return loss * len(y_B)

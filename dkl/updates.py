@@ -207,7 +207,7 @@ def _attacked(network: Network, plan: Plan, part: _Part) -> Tensor | None:
             network.forward,
             part.x_BCHW,
             threat,
-            loss=lambda adv_BK: attacked_loss(attack, nat_BK, adv_BK, y_B, prior_BK),
+            loss=lambda adv_BK: attacked_loss(attack, nat_BK, adv_BK, y_B, prior_BK, plan.objective),
             start_BCHW=part.start_BCHW,
         ).detach()
 

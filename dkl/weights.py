@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from dkl import architectures, models
+from dkl import architectures, models, plugins
 from dkl.documents import Count, DatasetName, Document
 from dkl.files import replacing
 from dkl.headers import MOST_TENSORS, HeaderError, read_header
@@ -39,6 +39,8 @@ class About(Document):
     channels: Count
     classes: Count
     dataset: DatasetName
+    package: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What has to be installed beside ours, of a plugin's network."""
 
     @model_validator(mode="before")
     @classmethod
@@ -47,6 +49,23 @@ class About(Document):
         if not isinstance(architecture, dict) or architecture.get("activation") != "relu":
             return value
         return {**value, "architecture": {k: v for k, v in architecture.items() if k != "activation"}}
+
+
+def about(architecture: architectures.Model, *, channels: int, classes: int, dataset: str) -> About:
+    """What a checkpoint of such a network says about itself. PluginError where it is a missing plugin's."""
+    return About(
+        architecture=architecture,
+        channels=channels,
+        classes=classes,
+        dataset=dataset,
+        package=_package(architecture),
+    )
+
+
+def _package(architecture: architectures.Model) -> str | None:
+    if not isinstance(architecture, architectures.PluginModel):
+        return None
+    return plugins.find("model", architecture.name).package
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,8 @@ class LoadedModel:
     """What it does to pixels in [0, 1] first, in words."""
     notes: tuple[str, ...] = ()
     """What a result should mention."""
+    packages: tuple[str, ...] = ()
+    """What its network is made of beside ours: the package of a plugin."""
 
 
 def save_checkpoint(
@@ -76,8 +97,8 @@ def save_checkpoint(
 
     Equal weights give equal bytes, in every process.
     """
-    about = About(architecture=architecture, channels=channels, classes=classes, dataset=dataset)
-    return save_weights(path, model.state_dict(), about)
+    said = about(architecture, channels=channels, classes=classes, dataset=dataset)
+    return save_weights(path, model.state_dict(), said)
 
 
 def save_weights(path: Path, state: State, about: About) -> str:
@@ -113,12 +134,25 @@ def describe(path: Path) -> Description:
         ) from None
     except ValidationError as error:
         raise CheckpointError(f"the metadata of {path} does not describe a known model: {error}") from error
+    _require_plugin(path, about)
     try:
         network = outline(about.architecture, channels=about.channels, classes=about.classes)
     except ValueError as error:
         raise CheckpointError(f"the network of {path} cannot be built: {error}") from error
     require_fit(path, outlines(header), network.state_dict())
     return Description(about, network)
+
+
+def _require_plugin(path: Path, about: About) -> None:
+    """CheckpointError where the network is of a plugin that is not installed here."""
+    if not isinstance(about.architecture, architectures.PluginModel):
+        return
+    try:
+        plugins.find("model", about.architecture.name)
+    except plugins.PluginError as error:
+        raise CheckpointError(
+            f"{path} needs the plugin {about.architecture.name!r} of the package {about.package}: {error}"
+        ) from error
 
 
 def outline(architecture: architectures.Model, *, channels: int, classes: int) -> nn.Module:
@@ -165,6 +199,7 @@ def load_checkpoint(path: Path) -> LoadedModel:
         dataset=about.dataset,
         sha256=sha256,
         preprocessing=_normalisation(about.architecture),
+        packages=() if about.package is None else (about.package,),
     )
 
 

@@ -41,6 +41,8 @@ class WorkerView(BaseModel):
     """The most that may train together on it."""
     versions: dict[str, str]
     queues: list[str]
+    plugins: dict[str, str]
+    """Package and version of what is installed there beside our own code, by "model:NAME" or "objective:NAME"."""
     state: WorkerState
     """silent: no heartbeat for a whole lease. draining: takes nothing more; without jobs it may be stopped."""
     draining: bool

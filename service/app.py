@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -82,7 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     observations = metrics.Metrics(settings, state.db)
     app = Documented(
         title="dkl-bench",
-        version="0.1.0",
+        version=version("dkl-bench"),
         description="Adversarial robustness benchmarking: train, attack, rank.",
         lifespan=_lifespan,
         docs_url=None,  # its page loads scripts from a CDN; service/web/api_page.py has one of our own

@@ -1,23 +1,20 @@
-"""`dklbench submit`, `watch`, `log`, `cancel`, `resume-job`, `rerun`, `replay`, `jobs`, `leaderboard`, `workers`,
-`drain` and `resume`: what is asked of a running service."""
+"""`dklbench submit`, `watch`, `log`, `jobs`, `cancel`, `resume-job`, `rerun` and `replay`: jobs of a running
+service."""
 
-import json
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from dkl.catalog import parse_overrides
-from service import terminal
-from service.client import Client
-from service.options import JobId, Overrides, Recipe, Url, client_of
-from service.terminal import console
+from service import completion
+from service.options import JobId, Json, JsonLines, Overrides, Recipe, Url, Watch, client_of
+from service.terminal import console, note, say, show_json
+
+if TYPE_CHECKING:
+    from service.client import Job, JobFailed
 
 app = typer.Typer()
-
-Watch = Annotated[bool, typer.Option("--watch", help="Stay and draw its progress.")]
-WorkerName = Annotated[str, typer.Argument(metavar="NAME", help="A worker's name, see `dklbench workers`.")]
 
 
 @app.command()
@@ -35,6 +32,7 @@ def submit(
             metavar="RECIPE",
             help="An evaluation of the model that this makes, or a distillation from it, queued with it; with "
             'changes to it in quotes: "RECIPE images=100".',
+            autocompletion=completion.recipes,
         ),
     ] = None,
     queue: Annotated[str | None, typer.Option(help="Default: the service's first.")] = None,
@@ -45,44 +43,87 @@ def submit(
         str | None, typer.Option(metavar="URL", help="An https address to tell when it has ended.")
     ] = None,
     watch: Watch = False,
+    as_json: Json = False,
 ) -> None:
     """Queue a job. An evaluation needs its model, a distillation its teacher: model.job=ID or
     teacher.job=ID of a training job."""
+    from dkl.catalog import named, parse_overrides
+
+    named(recipe)  # what else may be wrong the service says; a name is misspelt more often than anything
+    changes = parse_overrides(overrides or [])
     with client_of(url) as client:
         job = client.submit(
-            recipe, parse_overrides(overrides or []), top_k=top, queue=queue, priority=priority, gpus=gpus,
-            gpu_memory=gpu_memory, webhook=webhook, then=[_next(words) for words in then or []],
+            recipe, changes, top_k=top, queue=queue, priority=priority, gpus=gpus, gpu_memory=gpu_memory,
+            webhook=webhook, then=[next_words(words) for words in then or []],
         )  # fmt: skip
-        for queued in (job, *job["then"]):
-            _say_queued(client, queued)
+        queued = [job, *job.then]
+        for one in queued:
+            say_queued(one, as_json=as_json)
         if top is not None:
-            below = job["recipe"]["stop_below"]
-            console.print(
+            below = job.document["recipe"]["stop_below"]
+            (note if as_json else say)(
                 f"its board has fewer than {top} rows, so nothing stops it"
                 if below is None
                 else f"it stops once its robust accuracy is certain to be below {below:.2%}"
             )
-        if watch:
-            for queued in (job, *job["then"]):
-                _watch(client, queued)
+        finish(queued, watch=watch, as_json=as_json)
 
 
-def _next(words: str) -> tuple[str, dict[str, Any]]:
+def next_words(words: str) -> tuple[str, dict[str, Any]]:
     """What --then says: a recipe's name, then changes to it, which hold no spaces."""
+    from dkl.catalog import named, parse_overrides
+
     name, *overrides = words.split() or [""]
+    named(name)
     return name, parse_overrides(overrides)
 
 
-def _say_queued(client: Client, job: dict[str, Any]) -> None:
-    what = f", {job['name'] or job['kind']}," if job["parent_id"] or job["rerun_of"] else ""
-    console.print(f"job [bold]{job['id']}[/]{what} is queued: {client.url}/jobs/{job['id']}", soft_wrap=True)
+def say_queued(job: "Job", *, as_json: bool) -> None:
+    what = f", {job.title}," if job.parent_id or job.document["rerun_of"] else ""
+    (note if as_json else say)(f"job [bold]{job.id}[/]{what} is queued: {job.url}")
+
+
+def finish(queued: "Sequence[Job]", *, watch: bool, as_json: bool) -> None:
+    """Draw the jobs until they end, if that is wanted; print the first one as JSON, if that is, with the others as
+    its `then`. JobFailed where one of them did not succeed."""
+    failed = draw(queued, as_json=as_json) if watch else None
+    if as_json:
+        first, *then = [job.document for job in queued]
+        show_json({**first, "then": then})
+    if failed:
+        raise failed
+
+
+def draw(jobs: "Sequence[Job]", *, as_json: bool) -> "JobFailed | None":
+    """Draw the jobs' progress, one after the other, until they end; what to raise where one did not succeed."""
+    from service.client import JobFailed
+    from service.terminal_bars import Bars
+
+    with Bars(epochs=True, quiet=as_json) as bars:
+        waiting = [(bars.add(job.title), job) for job in jobs]
+        for bar, job in waiting:
+            try:
+                bars.follow(bar, job.watch())
+            except KeyboardInterrupt:
+                note(f"the job goes on; see it again with: dklbench watch {job.id}")
+                raise
+    return next((JobFailed(job) for job in jobs if job.status != "succeeded"), None)
 
 
 @app.command(name="watch")
-def watch_job(job_id: JobId, url: Url = None) -> None:
-    """Draw a job's progress until it ends."""
+def watch_job(job_id: JobId, url: Url = None, as_json: JsonLines = False) -> None:
+    """Draw a job's progress until it ends. Exit code 1 if it does not succeed."""
+    from service.client import JobFailed
+
     with client_of(url) as client:
-        _watch(client, client.job(job_id))
+        job = client.job(job_id)
+        if not as_json:
+            finish([job], watch=True, as_json=False)
+            return
+        for event in job.watch():
+            show_json({"id": event.id, "kind": event.kind, "data": event.data})
+        if job.status != "succeeded":
+            raise JobFailed(job)
 
 
 @app.command(name="log")
@@ -90,67 +131,80 @@ def show_log(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job ends.")] = False,
     url: Url = None,
+    as_json: JsonLines = False,
 ) -> None:
     """Print what a job has said, a line per event."""
     with client_of(url) as client:
-        for part in _lines(client, job_id) if follow else client.log(job_id):
+        job = client.job(job_id)
+        if follow or as_json:
+            _tell(job, follow=follow, as_json=as_json)
+            return
+        for part in job.log():
             print(part, end="", flush=True)
 
 
-def _lines(client: Client, job_id: str) -> Iterator[str]:
+def _tell(job: "Job", *, follow: bool, as_json: bool) -> None:
+    """The job's log line by line, until it ends or, without `follow`, until now."""
+    until = None if follow else sum(part.count("\n") for part in job.log())
+    for line in islice(_lines(job), until):
+        if as_json:
+            show_json({"event": line.event, "at": line.at, "who": line.who, "says": line.text})
+        else:
+            print(line, flush=True)
+
+
+def _lines(job: "Job") -> Iterator[Any]:
     """Of the job's log, until it ends."""
-    from service.web.joblog import Said, lines  # imports the tables
+    from service.web.joblog import Said, lines
 
-    said = (Said(e.id, e.data["at"], e.data["attempt"], e.kind, e.data) for e in client.watch(job_id) if e.id)
-    for line in lines(said):
-        yield f"{line}\n"
-
-
-def _watch(client: Client, job: dict[str, Any]) -> None:
-    if _draw(client, job) != "succeeded":
-        raise typer.Exit(1)
-
-
-def _draw(client: Client, job: dict[str, Any]) -> str:
-    """Draw the job's progress until it ends; its last status."""
-    with terminal.Bars(epochs=True) as bars:
-        return bars.follow(bars.add(job["name"] or job["kind"]), client.watch(job["id"]))
+    return lines(Said(e.id, e.data["at"], e.data["attempt"], e.kind, e.data) for e in job.watch() if e.id)
 
 
 @app.command()
-def cancel(job_id: JobId, url: Url = None) -> None:
+def cancel(job_id: JobId, url: Url = None, as_json: Json = False) -> None:
     """End a job."""
     with client_of(url) as client:
-        console.print(f"job {job_id} is {client.cancel(job_id)['status']}")
+        job = client.job(job_id).cancel()
+    _say(job, f"job {job.id} is {job.status}", as_json=as_json)
 
 
 @app.command()
-def resume_job(job_id: JobId, url: Url = None, watch: Watch = False) -> None:
+def resume_job(job_id: JobId, url: Url = None, watch: Watch = False, as_json: Json = False) -> None:
     """Let a job that failed or was canceled go on."""
     with client_of(url) as client:
-        job = client.resume_job(job_id)
-        console.print(f"job {job_id} is {job['status']} again")
-        if watch:
-            _watch(client, job)
+        job = client.job(job_id).resume()
+        (note if as_json else say)(f"job {job.id} is {job.status} again")
+        finish([job], watch=watch, as_json=as_json)
 
 
 @app.command()
-def rerun(job_id: JobId, url: Url = None, watch: Watch = False) -> None:
+def rerun(job_id: JobId, url: Url = None, watch: Watch = False, as_json: Json = False) -> None:
     """Run an ended job again, as a new one."""
     with client_of(url) as client:
-        job = client.rerun(job_id)
-        _say_queued(client, job)
-        if watch:
-            _watch(client, job)
+        job = client.job(job_id).rerun()
+        say_queued(job, as_json=as_json)
+        finish([job], watch=watch, as_json=as_json)
+
+
+def _say(job: "Job", sentence: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json(job.document)
+    else:
+        say(sentence)
 
 
 @app.command()
 def replay(
     job_id: JobId,
     run: Annotated[
-        str | None, typer.Option(metavar="ID", help="Compare with this run of it instead of starting a new one.")
+        str | None,
+        typer.Option(
+            metavar="JOB",
+            help="Compare with this run of it instead of starting a new one.",
+            autocompletion=completion.jobs,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as one JSON object.")] = False,
+    as_json: Json = False,
     url: Url = None,
 ) -> None:
     """Run a finished job again and compare what it finds. Exit code 0 only if the result is the same."""
@@ -158,19 +212,15 @@ def replay(
 
     with client_of(url) as client:
 
-        def follow(job: dict[str, Any]) -> None:
-            if as_json:
-                for _ in client.watch(job["id"]):
-                    pass
-                return
+        def follow(job: "Job") -> None:
             if run is None:
-                _say_queued(client, job)
-                console.print(f"to compare later: dklbench replay {job_id} --run {job['id']}", soft_wrap=True)
-            _draw(client, job)
+                say_queued(job, as_json=as_json)
+                (note if as_json else say)(f"to compare later: dklbench replay {job_id} --run {job.id}")
+            draw([job], as_json=as_json)
 
         report = replay(client, job_id, run=run, follow=follow)
     if as_json:
-        print(json.dumps(report.document()))
+        show_json(report.document())
     else:
         console.print(shown(report))
     if not report.same:
@@ -178,49 +228,27 @@ def replay(
 
 
 @app.command()
-def jobs(url: Url = None) -> None:
-    """List the newest jobs."""
-    with client_of(url) as client:
-        console.print(terminal.jobs_table(client.jobs()))
-
-
-@app.command()
-def leaderboard(
-    dataset: Annotated[str | None, typer.Option(help="digits, cifar10, ...")] = None,
-    threat_model: Annotated[str | None, typer.Option(help="Linf, L2, L1 or corruptions.")] = None,
-    page: Annotated[int, typer.Option(min=1, help="Of fifty rows each.")] = 1,
+def jobs(
+    status: Annotated[
+        str | None, typer.Option(help="queued, running, cancelling, succeeded, failed or canceled.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="train, distill, import, evaluate or corruptions.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="So many.")] = 100,
     url: Url = None,
+    as_json: Json = False,
 ) -> None:
-    """Show the ranking."""
-    asked = {"dataset": dataset, "threat_model": threat_model, "page": page}
-    query = {name: value for name, value in asked.items() if value}
+    """List the newest jobs."""
+    from service.terminal_tables import jobs_table
+
     with client_of(url) as client:
-        console.print(terminal.leaderboard_table(client.leaderboard(**query)))
-
-
-# --- workers ----------------------------------------------------------------------------------------------
-
-
-@app.command()
-def workers(url: Url = None) -> None:
-    """List the workers and what they are at."""
-    with client_of(url) as client:
-        found = client.workers()
-    console.print(terminal.workers_table(found) if found else "no worker has been heard of; jobs wait for one")
-
-
-@app.command()
-def drain(name: WorkerName, url: Url = None) -> None:
-    """Let a worker finish what it has and take nothing more."""
-    with client_of(url) as client:
-        worker = client.drain(name)
-    has = f"; it still has {', '.join(worker['jobs'])}" if worker["jobs"] else " and may be stopped"
-    console.print(f"worker {escape(name)} takes nothing more{has}")
-
-
-@app.command()
-def resume(name: WorkerName, url: Url = None) -> None:
-    """Let a drained worker take jobs again."""
-    with client_of(url) as client:
-        client.resume(name)
-    console.print(f"worker {escape(name)} takes jobs again")
+        found = [job.document for job in client.jobs(status=status, kind=kind, limit=limit)]
+    if as_json:
+        show_json({"jobs": found})
+    elif found:
+        console.print(jobs_table(found))
+    else:
+        say(
+            "there are no such jobs"
+            if status or kind
+            else "there are no jobs yet; queue one with: dklbench submit"
+        )

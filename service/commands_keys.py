@@ -1,19 +1,16 @@
 """`dklbench keys`: made, listed and revoked directly in the database. Whoever may read that owns the service."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dkl.explain import explain
-from service.callers import COMMAND_LINE
-from service.options import database
-from service.settings import settings
-from service.terminal import console
-from service.wording import ago, when
+from service.options import Json, database
+from service.terminal import console, note, say, show_json
+
+if TYPE_CHECKING:
+    from service.tables import ApiKey
 
 app = typer.Typer()
 group = typer.Typer(
@@ -33,9 +30,15 @@ def create(
     max_storage: Annotated[
         float | None, typer.Option(metavar="GIB", help="Files that it may cause to be kept.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Make a key and print it, once. Only the key goes to standard output."""
+    from pydantic import ValidationError
+
+    from dkl.explain import explain
     from service import keys
+    from service.callers import COMMAND_LINE
+    from service.settings import settings
 
     size = None if max_storage is None else int(max_storage * _GIB)
     document = {"name": name, "scope": scope, "max_running": max_running, "max_storage": size}
@@ -45,21 +48,34 @@ def create(
         raise ValueError("; ".join(map(str, explain(error.errors(), document, keys.KeyRequest)))) from None
     with database() as db:
         row, text = keys.create(db, settings(), wanted, caller=COMMAND_LINE)
-    print(text)
-    Console(stderr=True, soft_wrap=True).print(
+    if as_json:
+        show_json({**_document(row), "key": text})
+    else:
+        print(text)
+    note(
         f"Key {row.id} of {escape(row.name)}, scope {row.scope}. Keep it: nobody can show it again. The command "
         "line takes it from DKLBENCH_KEY, a browser at /signin."
     )
 
 
+def _document(row: "ApiKey") -> dict[str, Any]:
+    """A key as GET /api/v1/keys has it."""
+    names = ("id", "name", "scope", "max_running", "max_storage", "created_at", "used_at", "revoked_at")
+    return {name: getattr(row, name) for name in names}
+
+
 @group.command(name="list")
-def list_keys() -> None:
+def list_keys(as_json: Json = False) -> None:
     """List the keys, usable ones first. None of them can be shown."""
     from service import keys
+    from service.wording import ago, when
 
     table = Table("id", "name", "scope", "running", "storage", "created", "used", box=None, header_style="dim")
     with database() as db:
         found = keys.every(db)
+    if as_json:
+        show_json({"keys": [_document(row) for row in found]})
+        return
     for row in found:
         table.add_row(
             row.id,
@@ -76,10 +92,15 @@ def list_keys() -> None:
 @group.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="A key's id, see `dklbench keys list`.")],
+    as_json: Json = False,
 ) -> None:
     """End a key at once, and the browser sessions that began with it."""
     from service import keys
+    from service.callers import COMMAND_LINE
 
     with database() as db:
         row = keys.revoke(db, key_id, caller=COMMAND_LINE)
-    console.print(f"key {row.id} of {escape(row.name)} is revoked")
+    if as_json:
+        show_json(_document(row))
+    else:
+        say(f"key {row.id} of {escape(row.name)} is revoked")

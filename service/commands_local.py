@@ -1,28 +1,20 @@
-"""`dklbench recipes`, `run`, `evaluate` and `convert`: what needs no service."""
+"""`dklbench recipes`, `run` and `convert`: what needs no service."""
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 
-from dkl.architectures import Model
-from dkl.catalog import RECIPES
-from dkl.datasets import check_name
-from dkl.explain import explain
-from dkl.local import Judged, LocalRun, prepare, teacher_called
-from service import terminal
-from service.client import Event
-from service.options import Device, Overrides, Recipe
-from service.settings import settings
-from service.terminal import console
+from service import completion
+from service.options import Device, Entry, Json, Overrides, Recipe, architecture_of
+from service.terminal import busy, console, note, say, show_json
+
+if TYPE_CHECKING:
+    from dkl.architectures import Model
+    from dkl.local import LocalRun
 
 app = typer.Typer()
-
-Workdir = Annotated[Path | None, typer.Option(help="Where it keeps its state and result.")]
-CheckpointFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The checkpoint to judge.")]
 
 
 @app.command()
@@ -30,81 +22,115 @@ def recipes(
     part: Annotated[
         str, typer.Argument(metavar="PART", help="Only those with this in their name: cifar100, -at-, ...")
     ] = "",
+    as_json: Json = False,
 ) -> None:
     """List the named recipes, with what papers report for them."""
+    from dataclasses import asdict
+
+    from dkl.catalog import RECIPES
+    from service.terminal_tables import recipes_table
+
     found = {name: entry for name, entry in RECIPES.items() if part.casefold() in name}
     if not found:
         raise ValueError(f"no recipe has {part!r} in its name; `dklbench recipes` lists all {len(RECIPES)}")
-    console.print(terminal.recipes_table(found))
+    if not as_json:
+        console.print(recipes_table(found))
+        return
+    documents = [
+        {
+            "name": name,
+            "kind": entry.recipe.kind,
+            "about": entry.about,
+            "needs": [entry.needs] if entry.needs else [],
+            "published": asdict(entry.published) if entry.published else None,
+            "recipe": entry.recipe.model_dump(mode="json"),
+        }
+        for name, entry in found.items()
+    ]
+    show_json({"recipes": documents})
 
 
 @app.command()
 def run(
     recipe: Recipe,
     overrides: Overrides = None,
-    workdir: Workdir = None,
-    checkpoint: CheckpointFile = None,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Judge this checkpoint.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME", help="Judge what this function returns: an nn.Module, x in [0, 1] -> logits."
+        ),
+    ] = None,
+    zoo: Annotated[
+        str | None, typer.Option(metavar="DATASET/THREAT/NAME", help="Judge a model of RobustBench's zoo.")
+    ] = None,
+    timm: Annotated[str | None, typer.Option(metavar="NAME", help="Judge a pretrained model of timm.")] = None,
+    torchvision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Judge a pretrained model of torchvision.")
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="Whom a distillation learns from: a checkpoint, MODULE:NAME, or a model of the zoo or of timm.",
+            help="Whom a distillation learns from: a checkpoint, MODULE:NAME, or a model of the zoo, timm or "
+            "torchvision.",
         ),
+    ] = None,
+    workdir: Annotated[
+        Path | None, typer.Option(help="Where it keeps its state and result; default: runs/RECIPE-FINGERPRINT.")
     ] = None,
     device: Device = "auto",
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the training curve: .png, .svg or .pdf.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Run a recipe here and now, without the service. Run it again to go on where it was interrupted."""
+    """Run a recipe here and now, without a service. Run it again to go on where it was interrupted.
+
+    An evaluation judges one of --checkpoint, --model, --zoo, --timm, --torchvision.
+    """
+    from dkl.local import InterruptedRunError, Judged, prepare, teacher_called
+
     local = prepare(
         recipe,
         overrides or [],
-        judged=Judged(checkpoint),
+        judged=Judged(checkpoint, model, zoo, timm, torchvision),
         teacher=teacher_called(teacher),
         workdir=workdir,
         plot=plot,
     )
-    _run_here(local, device)
-
-
-@app.command()
-def evaluate(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="An evaluation's name, which --zoo can do without, then changes to it such as images=100.",
-            metavar="RECIPE PATH=VALUE",
-        ),
-    ] = None,
-    checkpoint: CheckpointFile = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:NAME", help="A function that returns an nn.Module, x in [0, 1] -> logits."),
-    ] = None,
-    zoo: Annotated[
-        str | None, typer.Option(metavar="DATASET/THREAT/NAME", help="A model of RobustBench's zoo.")
-    ] = None,
-    timm: Annotated[str | None, typer.Option(metavar="NAME", help="A pretrained model of timm.")] = None,
-    workdir: Workdir = None,
-    device: Device = "auto",
-) -> None:
-    """Judge a model here and now, without the service: one of --checkpoint, --model, --zoo, --timm."""
-    given = words or []
-    recipe, changes = (given[0], given[1:]) if given and "=" not in given[0] else (None, given)
-    judged = Judged(checkpoint, model, zoo, timm)
-    _run_here(prepare(recipe, changes, judged=judged, workdir=workdir), device)
-
-
-def _run_here(local: LocalRun, device: str) -> None:
-    events = local.events(device=device, data_dir=settings().datasets_dir)
-    with terminal.Bars(epochs=True) as bars:
-        bars.follow(bars.add(local.name), (Event(e.kind, e.model_dump(mode="json")) for e in events))
-    if (checkpoint := local.workdir / "model.safetensors").exists():
-        console.print(f"the checkpoint is {checkpoint}", soft_wrap=True)
+    try:
+        result = _followed(local, device, quiet=as_json)
+    except InterruptedRunError as error:
+        note(escape(str(error)))
+        raise typer.Exit(130) from None
+    left = local.workdir / "model.safetensors"
+    trained = left if left.exists() else None
+    if as_json:
+        files = {"workdir": local.workdir, "checkpoint": trained, "plot": local.plot}
+        show_json({"name": local.name, **{k: v and str(v) for k, v in files.items()}, "result": result})
+        return
+    if trained:
+        say(f"the checkpoint is {trained}")
     if local.plot is not None:
-        console.print(f"the training curve is {local.plot}", soft_wrap=True)
-    console.print(f"everything it left is in {local.workdir}", soft_wrap=True)
+        say(f"the training curve is {local.plot}")
+    say(f"everything it left is in {local.workdir}")
+
+
+def _followed(local: "LocalRun", device: str, *, quiet: bool) -> dict[str, Any] | None:
+    """The result of the run, which is drawn meanwhile."""
+    from service.client import Event
+    from service.settings import settings
+    from service.terminal_bars import Bars
+
+    result = None
+    with Bars(epochs=True, quiet=quiet) as bars:
+        bar = bars.add(local.name)
+        for said in local.events(device=device, data_dir=settings().datasets_dir):
+            event = Event(said.kind, said.model_dump(mode="json"))
+            bars.follow(bar, [event])
+            result = event.data["result"] if event.kind == "finished" else result
+    return result
 
 
 @app.command()
@@ -112,27 +138,45 @@ def convert(
     source: Annotated[Path, typer.Argument(help="Weights of others: .pt, .pth, .safetensors.", metavar="FILE")],
     target: Annotated[Path, typer.Argument(help="The checkpoint to write.", metavar="OUT.safetensors")],
     architecture: Annotated[
-        str, typer.Option(help='As recipes have it: {"kind": "wide-resnet", "depth": 34, "width": 10}.')
+        str,
+        typer.Option(
+            metavar="KIND",
+            help='The network, with its size in quotes: "wide-resnet depth=34 width=10"; or as recipes have it: '
+            '{"kind": "wide-resnet", ...}.',
+            autocompletion=completion.architectures,
+        ),
     ],
-    dataset: Annotated[str, typer.Option(help="What it was trained on: cifar10, npz:mine, ...")],
-    entry: Annotated[str | None, typer.Option(help="The state dict to take, if the file holds several.")] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(help="What it was trained on: cifar10, npz:mine, ...", autocompletion=completion.datasets),
+    ],
+    entry: Entry = None,
+    as_json: Json = False,
 ) -> None:
     """Make a checkpoint of weights that other code saved. Nothing in the file is run."""
+    from dkl.datasets import check_name
+
     network, trained_on = _architecture(architecture), check_name(dataset)
     from dkl.foreign import convert as convert_weights  # torch: seconds that a mistyped word should not cost
 
-    sha256, notes = convert_weights(source, target, architecture=network, dataset=trained_on, entry=entry)
-    console.print(f"{target} is a checkpoint with sha256 {sha256}", soft_wrap=True)
-    for note in notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+    with busy(f"converting {escape(source.name)}"):
+        sha256, notes = convert_weights(source, target, architecture=network, dataset=trained_on, entry=entry)
+    if as_json:
+        show_json({"file": str(target), "sha256": sha256, "notes": list(notes)})
+        return
+    say(f"{target} is a checkpoint with sha256 {sha256}")
+    for remark in notes:
+        say(f"[yellow]note:[/] {escape(remark)}")
 
 
-def _architecture(text: str) -> Model:
+def _architecture(text: str) -> "Model":
     """The architecture that --architecture describes; ValueError with a sentence where it is none."""
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'--architecture is not JSON ({error}); write such as \'{{"kind": "resnet"}}\'') from None
+    from pydantic import TypeAdapter, ValidationError
+
+    from dkl.architectures import Model
+    from dkl.explain import explain
+
+    document = architecture_of(text)
     try:
         return TypeAdapter(Model).validate_python(document)
     except ValidationError as error:

@@ -4,16 +4,17 @@ import json
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from service.model_info import ModelInfo
-from service.model_info_folder import Remark, read_dir, write_dir
-from service.options import Url, client_of
-from service.terminal import console
+from service.options import Json, Url, client_of
+from service.terminal import busy, console, counted, say, show_json
+
+if TYPE_CHECKING:
+    from service.model_info_folder import Remark
 
 app = typer.Typer()
 _imports = typer.Typer(no_args_is_help=True, help="Bring in what others have published.")
@@ -46,17 +47,25 @@ def _export() -> None:
 
 
 @_imports.command(name="robustbench")
-def import_robustbench(folder: Folder, url: Url = None) -> None:
-    """Put RobustBench's entries on the leaderboard. Needs an API key with scope admin."""
-    read = read_dir(folder)
-    done: dict[str, int] = {"added": 0, "changed": 0, "unchanged": 0}
+def import_robustbench(folder: Folder, url: Url = None, as_json: Json = False) -> None:
+    """Put RobustBench's entries on the leaderboard. Needs an API key with scope admin. Exit code 1 where a file
+    was refused."""
+    from service.model_info_folder import read_dir
+
+    with busy(f"reading {escape(str(folder))}"):
+        read = read_dir(folder)
+    done: dict[str, list[str]] = {"added": [], "changed": [], "unchanged": []}
+    parcels = list(_parcels([info.stored() for info in read.entries]))
     with client_of(url) as client:
-        for documents in _parcels([info.stored() for info in read.entries]):
+        for documents in counted(parcels, "sending"):
             for what, entries in client.import_reported(documents).items():
-                done[what] += len(entries)
-    _list(read.remarks, "worth a look")
-    _list(read.refused, "refused")
-    console.print(f"{done['added']} added, {done['changed']} changed, {done['unchanged']} unchanged")
+                done[what] += entries
+    if as_json:
+        show_json({**done, "remarks": _documents(read.remarks), "refused": _documents(read.refused)})
+    else:
+        _list(read.remarks, "worth a look")
+        _list(read.refused, "refused")
+        say(", ".join(f"{len(entries)} {what}" for what, entries in done.items()))
     if read.refused:
         raise typer.Exit(1)
 
@@ -81,20 +90,33 @@ def export_robustbench(
     folder: Folder,
     source: Annotated[Source, typer.Option(help="Which rows.")] = Source.measured,
     url: Url = None,
+    as_json: Json = False,
 ) -> None:
     """Write the leaderboard as RobustBench keeps its own, for its generate_leaderboard.
 
     Files of the same names are replaced, others stay.
     """
-    with client_of(url) as client:
+    from service.model_info import ModelInfo
+    from service.model_info_folder import Remark, write_dir
+
+    with client_of(url) as client, busy("asking for the leaderboard"):
         found = client.model_infos(source.value)
     documents = [ModelInfo.model_validate(row["document"]) for row in found["entries"]]
-    write_dir(folder, documents)
-    _list([Remark(row["entry"], row["why"]) for row in found["left_out"]], "left out")
-    console.print(f"files written to {escape(str(folder))}: {len(documents)}", soft_wrap=True)
+    with busy("writing"):
+        write_dir(folder, documents)
+    left_out = [Remark(row["entry"], row["why"]) for row in found["left_out"]]
+    if as_json:
+        show_json({"folder": str(folder), "files": len(documents), "left_out": _documents(left_out)})
+        return
+    _list(left_out, "left out")
+    say(f"files written to {escape(str(folder))}: {len(documents)}")
 
 
-def _list(remarks: Sequence[Remark], title: str) -> None:
+def _documents(remarks: "Sequence[Remark]") -> list[dict[str, str]]:
+    return [remark._asdict() for remark in remarks]
+
+
+def _list(remarks: "Sequence[Remark]", title: str) -> None:
     if remarks:
         table = Table(title, "", box=None, header_style="dim")
         for remark in remarks:

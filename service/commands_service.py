@@ -5,16 +5,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service import logs
-from service.client import Client, ServiceError
-from service.demo import tell_the_story
 from service.options import database
-from service.settings import Settings, settings
-from service.terminal import console
+from service.terminal import console, say
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 app = typer.Typer()
 
@@ -25,12 +24,13 @@ Port = Annotated[int | None, typer.Option(help="Port to listen on.")]
 @app.command()
 def up(host: Host = None, port: Port = None) -> None:
     """Serve this machine: web pages, REST interface and a worker per GPU, until Ctrl-C."""
+    from service import logs
     from service.embedded import embedded
 
     chosen = _settings(host, port)
     logs.configure(chosen, level=logging.WARNING)
     with embedded(chosen) as server:
-        console.print(f"dkl-bench at [bold]{_url(chosen)}[/], data in {chosen.data_dir}; Ctrl-C stops")
+        say(f"dkl-bench at [bold]{_url(chosen)}[/], data in {chosen.data_dir}; Ctrl-C stops")
         server.run()
 
 
@@ -41,6 +41,9 @@ def demo(
     exit: Annotated[bool, typer.Option("--exit", help="Stop when the story is told.")] = False,
 ) -> None:
     """Train a natural and an adversarially trained model on digits, attack both, and show the ranking."""
+    from service import logs
+    from service.client import Client
+    from service.demo import tell_the_story
     from service.embedded import free_port
 
     chosen = _settings(host, port)
@@ -66,20 +69,22 @@ def migrate() -> None:
         db.migrate(engine)
 
 
-def _settings(host: str | None, port: int | None) -> Settings:
+def _settings(host: str | None, port: int | None) -> "Settings":
+    from service.settings import settings
+
     given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
     return settings().model_copy(update=given)
 
 
-def _url(chosen: Settings) -> str:
+def _url(chosen: "Settings") -> str:
     host = "127.0.0.1" if chosen.host in {"0.0.0.0", "::"} else chosen.host
     return f"http://{host}:{chosen.port}"
 
 
 @contextmanager
-def _served(chosen: Settings) -> Iterator[None]:
+def _served(chosen: "Settings") -> Iterator[None]:
     """The embedded service in the background."""
-    from service.embedded import embedded
+    from service.embedded import StartError, embedded
 
     with embedded(chosen) as server:
         thread = threading.Thread(target=server.run, daemon=True)
@@ -87,7 +92,7 @@ def _served(chosen: Settings) -> Iterator[None]:
         try:
             while not server.started:
                 if not thread.is_alive():
-                    raise ServiceError("the server did not start; its message is above")
+                    raise StartError("the server did not start; its message is above")
                 time.sleep(0.05)
             yield
         except KeyboardInterrupt:

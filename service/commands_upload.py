@@ -1,21 +1,18 @@
-"""`dklbench upload`: one's own weights into a service, as a job that checks them."""
+"""`dklbench upload` and `dklbench evaluate`: models that a service takes in and judges."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from dkl.catalog import named, parse_overrides
-from dkl.datasets import check_name
-from dkl.explain import read_recipe
-from dkl.protocols import AnyProtocol
-from service import terminal
-from service.client import Client
-from service.options import Url, client_of
-from service.terminal import console
+from service import completion
+from service.commands_client import draw, finish, say_queued
+from service.options import Architecture, Dataset, Entry, Json, Url, Watch, architecture_of, client_of
+from service.terminal import note, say, show_json, transfer
+
+if TYPE_CHECKING:
+    from service.client import Client, Job
 
 app = typer.Typer()
 
@@ -23,83 +20,136 @@ app = typer.Typer()
 @app.command()
 def upload(
     file: Annotated[Path, typer.Argument(help="Weights: .safetensors, or what torch.save wrote.", metavar="FILE")],
-    architecture: Annotated[
-        str,
-        typer.Option(
-            "--architecture",
-            "--model",
-            metavar="KIND",
-            help='The network they are of: wide-resnet, ..., or as recipes have it: {"kind": "wide-resnet", ...}.',
-        ),
-    ],
-    dataset: Annotated[str, typer.Option(help="What it was trained on: cifar10, npz:mine, ...")],
-    changes: Annotated[
-        list[str] | None,
-        typer.Argument(help="The network's size and such: depth=28 width=10.", metavar="PATH=VALUE..."),
-    ] = None,
-    entry: Annotated[str | None, typer.Option(help="The state dict to take, if the file holds several.")] = None,
-    evaluate: Annotated[
-        str | None, typer.Option(metavar="RECIPE", help="Then judge it: autoattack-cifar10-linf, ...")
-    ] = None,
+    architecture: Architecture = None,
+    dataset: Dataset = None,
+    entry: Entry = None,
     url: Url = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until it is over, and draw its progress.")] = False,
+    watch: Watch = False,
+    as_json: Json = False,
 ) -> None:
     """Send weights to the service, which checks them and makes a checkpoint of them. Nothing in them is run.
 
-    The file is taken as it is: a state dict, or what a training script keeps one in.
+    The file is taken as it is: a checkpoint of ours, a state dict, or what a training script keeps one in.
     """
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}")
-    document = {
-        "kind": "import",
-        "upload": "0" * 64,  # until it is sent: what else is wrong is better known before
-        "dataset": check_name(dataset),
-        "model": _architecture(architecture, changes or []),
-        "entry": entry,
-    }
-    read_recipe(document)
-    if evaluate is not None and not isinstance(named(evaluate).recipe, AnyProtocol):
-        raise ValueError(
-            f"{evaluate} trains a model of its own; name an evaluation, see: dklbench recipes autoattack"
-        )
+    network = architecture_of(architecture) if architecture else None
     with client_of(url) as client:
-        job = client.submit_recipe({**document, "upload": _sent(client, file)})
-        console.print(f"job [bold]{job['id']}[/] checks it: {client.url}/jobs/{job['id']}")
-        jobs = [job]
-        if evaluate is not None:
-            jobs.append(client.submit(evaluate, {"model": {"job": job["id"]}}))
-            console.print(f"job [bold]{jobs[1]['id']}[/] judges it then: {client.url}/jobs/{jobs[1]['id']}")
-        if wait:
-            _wait(client, jobs)
+        with transfer(f"sending {escape(file.name)}") as arrived:
+            job = client.upload(file, architecture=network, dataset=dataset, entry=entry, on_progress=arrived)
+        say_queued(job, as_json=as_json)
+        finish([job], watch=watch, as_json=as_json)
 
 
-def _architecture(text: str, changes: list[str]) -> dict[str, Any]:
-    """The document that --architecture, a kind or JSON, and the changes to it describe; it is not checked yet."""
-    try:
-        document = json.loads(text) if text.lstrip().startswith("{") else {"kind": text}
-    except json.JSONDecodeError as error:
-        raise ValueError(f'--architecture is not JSON ({error}); write such as \'{{"kind": "resnet"}}\'') from None
-    for path, value in parse_overrides(changes).items():
-        *outer, last = path.split(".")
-        place = document
-        for step in outer:
-            place[step] = place = place[step] if isinstance(place.get(step), dict) else {}
-        place[last] = value
-    return dict(document)
+@app.command()
+def evaluate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Weights: .safetensors, or what torch.save wrote; then changes to the recipe such as images=100.",
+            metavar="FILE PATH=VALUE...",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="By which recipe; default: AutoAttack for the data set of the model.",
+            autocompletion=completion.evaluations,
+        ),
+    ] = None,
+    architecture: Architecture = None,
+    dataset: Dataset = None,
+    entry: Entry = None,
+    zoo: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET/THREAT/NAME", help="Instead of FILE, a model of RobustBench's zoo."),
+    ] = None,
+    timm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Instead of FILE, a pretrained model of timm.")
+    ] = None,
+    torchvision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Instead of FILE, a pretrained model of torchvision.")
+    ] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a model through the service: send it, attack it, say where it stands.
+
+    A file of weights is sent and checked as by `dklbench upload`. Without a service `dklbench run` judges.
+    """
+    from dkl.catalog import RECIPES, parse_overrides
+
+    given = list(words or [])
+    has_file = bool(given) and ("=" not in given[0] or Path(given[0]).is_file())
+    public = {"zoo": zoo, "timm": timm, "torchvision": torchvision}
+    source = {kind: name for kind, name in public.items() if name is not None}
+    if len(source) + has_file != 1:
+        raise ValueError(
+            "say which model to judge, in one way: FILE, --zoo DATASET/THREAT/NAME, --timm NAME or --torchvision "
+            "NAME"
+        )
+    file = Path(given.pop(0)) if has_file else None
+    if file and not file.is_file() and str(file) in RECIPES:
+        raise ValueError(
+            f"{file} is a recipe: give the model's file, and --recipe {file}; or judge it here and now with: "
+            f"dklbench run {file} --checkpoint FILE"
+        )
+    changes = parse_overrides(given)
+    with client_of(url) as client:
+        if file is None:
+            queued = [_of_the_public(client, recipe, changes, source)]
+        else:
+            network = architecture_of(architecture) if architecture else None
+            with transfer(f"sending {escape(file.name)}") as arrived:
+                judged = client.evaluate(
+                    file, recipe, changes, architecture=network, dataset=dataset, entry=entry, on_progress=arrived
+                )
+            queued = [client.job(judged.parent_id or ""), judged]
+        for job in queued:
+            say_queued(job, as_json=as_json)
+        failed = draw(queued, as_json=as_json)
+        _say_outcome(client, queued[-1], as_json=as_json)
+    if failed:
+        raise failed
 
 
-def _sent(client: Client, file: Path) -> str:
-    """The sha256 of the file, which the service has now."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task(f"sending {escape(file.name)}", total=None)
-        sent = client.upload(file, lambda done, total: bars.update(bar, completed=done, total=total))
-    return str(sent["sha256"])
+def _of_the_public(client: "Client", recipe: str | None, changes: dict[str, Any], source: dict[str, str]) -> "Job":
+    """The evaluation of a published model."""
+    from service.client_weights import judge_of_the_zoo, require_judge
+
+    [(kind, model)] = source.items()
+    if recipe is None and kind != "zoo":
+        raise ValueError(f"say by which recipe to judge {model}, such as: --recipe autoattack-cifar10-linf")
+    name = recipe or judge_of_the_zoo(model)
+    require_judge(name)
+    return client.submit(name, {"model": source, **changes})
 
 
-def _wait(client: Client, jobs: list[dict[str, Any]]) -> None:
-    with terminal.Bars(epochs=True) as bars:
-        for job in jobs:
-            status = bars.follow(bars.add(job["name"] or job["kind"]), client.watch(job["id"]))
-            if status != "succeeded":
-                raise ValueError(client.job(job["id"])["reason"] or f"job {job['id']} is {status}")
+def _say_outcome(client: "Client", job: "Job", *, as_json: bool) -> None:
+    """The numbers of an ended evaluation with their intervals, its place and its page."""
+    from service.client import ServiceError
+
+    row, why, total = None, "", 0
+    if job.status == "succeeded":
+        try:
+            row = client.entry(job.id)
+            board = row["board"]
+            asked = {name: board[name] for name in ("dataset", "threat_model", "eps") if board[name] is not None}
+            total = client.leaderboard(**asked, limit=1).total
+        except ServiceError as error:
+            why = str(error)
+    url = f"{client.url}/entries/{job.id}"
+    if as_json:
+        show_json({"job": job.document, "entry": row, "rows": total, "url": url if row else None})
+    elif row:
+        robust = "accuracy, corrupted" if row["board"]["eps"] is None else "robust accuracy"
+        say(f"clean accuracy      {_interval(row['clean_accuracy'], row['clean_interval'])}")
+        say(f"{robust:20}{_interval(row['robust_accuracy'], row['robust_interval'])}")
+        say(f"judged by           {escape(row['suite'])}, {row['images']} images")
+        say(f"place               {row['rank']} of {total} on {escape(row['board']['title'])}")
+        say(f"entry               {url}")
+    elif why:
+        note(f"it has no place on the leaderboard: {escape(why)}")
+
+
+def _interval(accuracy: float, interval: list[float] | None) -> str:
+    bounds = f" (95 %: {interval[0]:.2%} to {interval[1]:.2%})" if interval else ""
+    return f"[bold]{accuracy:.2%}[/]{bounds}"

@@ -5,15 +5,20 @@ Leases must not depend on the workers' clocks, so every time is the database's.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Double, Engine, create_engine, event, make_url, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
+
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class now(FunctionElement[float]):  # noqa: N801  (reads as the SQL function it is)
@@ -38,11 +43,24 @@ def clock(session: Session) -> float:
     return session.execute(select(now())).scalar_one()
 
 
+_UNTIL_GIVEN_UP = {
+    "connect_timeout": 10,
+    # A host that vanishes in the middle of a transaction must not hold its locks for hours, nor wait for hours
+    # itself when the database's host has vanished.
+    "options": "-c idle_in_transaction_session_timeout=30s -c tcp_user_timeout=30s",
+    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
+"""libpq's words, for PostgreSQL."""
+
+
 def connect(url: str) -> Engine:
     """An engine for a SQLite file or a PostgreSQL database."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        return create_engine(url, pool_pre_ping=True, connect_args=_UNTIL_GIVEN_UP)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url)
@@ -77,13 +95,63 @@ def writing(engine: Engine) -> Iterator[Session]:
         yield session
 
 
+# --- the schema -------------------------------------------------------------------------------------------
+
+
+class SchemaError(ValueError):
+    """The database has another schema than this version needs; the message says what to do."""
+
+
 def migrate(engine: Engine) -> None:
-    """Bring the database to the newest schema."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+    """Bring the database to the newest schema. SchemaError where it has one that this version does not know."""
     with migrating(engine) as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        _require_known(schema_of(connection))
+        command.upgrade(migrations_for(connection), "head")
+
+
+def require_schema(engine: Engine) -> None:
+    """SchemaError unless the database has the schema that this version was written for."""
+    with engine.connect() as connection:
+        found = schema_of(connection)
+    _require_known(found)
+    if found != newest_schema():
+        raise SchemaError(
+            f"the schema is {found or 'none'}, this version needs {newest_schema()}: run dklbench migrate"
+        )
+
+
+def schema_of(connection: Connection) -> str | None:
+    """The revision of the database's schema; None where it has no tables yet."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+@cache
+def newest_schema() -> str:
+    """The revision that `migrate` leads to."""
+    return str(ScriptDirectory(str(MIGRATIONS)).get_current_head())
+
+
+@cache
+def known_schemas() -> tuple[str, ...]:
+    """Every revision that this version can migrate from, the oldest first."""
+    return tuple(script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions())[::-1]
+
+
+def migrations_for(connection: Connection) -> Config:
+    """Alembic's commands on this connection, in its transaction."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _require_known(found: str | None) -> None:
+    if found is not None and found not in known_schemas():
+        raise SchemaError(
+            f"the database has schema {found}, and this version knows none after {newest_schema()}: a newer "
+            "dkl-bench has migrated it; install that one again, or restore a backup from before into an empty "
+            "installation"
+        )
 
 
 @contextmanager

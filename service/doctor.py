@@ -67,7 +67,7 @@ def torch(settings: Settings) -> Iterator[Finding]:
     if find_spec("torch") is None:
         yield Finding("info", "torch", "not installed: this machine can serve, and runs no jobs")
         return
-    fix = "install it again: pip install --force-reinstall 'dkl-bench[engine]'"
+    fix = "install it again: pip install --force-reinstall 'dkl-bench[worker]'"
     try:
         answer = subprocess.run(
             [sys.executable, "-c", _TORCH], capture_output=True, text=True, timeout=_TORCH_SECONDS, check=False

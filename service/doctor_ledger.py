@@ -11,11 +11,12 @@ from service.findings import Finding
 from service.outlook import misfit
 from service.roster import Shown, roster
 from service.settings import Settings
-from service.tables import Delivery, Job, Seat
+from service.tables import AuditEvent, Delivery, Job, Seat
 from service.waiting import IN_ORDER
 from service.wording import duration
 
 _CLOCK_SECONDS = 5.0
+_WITHOUT_BACKUP_SECONDS = 7 * 86400.0
 _LOOKED_AT = 1000
 """Jobs that wait, the next ones first."""
 
@@ -28,6 +29,7 @@ def examine(db: Engine, settings: Settings) -> Iterator[Finding]:
     yield from waiting(db, crew)
     yield from silent_claims(db, settings)
     yield from webhooks(db)
+    yield from backups(db)
 
 
 def clocks(db: Engine) -> Iterator[Finding]:
@@ -109,3 +111,23 @@ def webhooks(db: Engine) -> Iterator[Finding]:
     if count:
         fix = "whoever named the address learns the job's end from its page"
         yield Finding("info", "webhooks", f"{count} never arrived; the last: {last}", fix)
+
+
+def backups(db: Engine) -> Iterator[Finding]:
+    """When the last backup was made, as the audit log knows, and whether results of a week ago are in it."""
+    kinds = AuditEvent.action.in_(("backup.create", "backup.restore"))
+    with reading(db) as session:
+        at = clock(session)
+        last = session.scalars(select(AuditEvent).where(kinds).order_by(AuditEvent.id.desc()).limit(1)).first()
+        made_at = float(last.detail["made_at"]) if last else None
+        after = Job.finished_at > (made_at or 0.0)
+        oldest = session.scalar(select(func.min(Job.finished_at)).where(Job.status == "succeeded", after))
+    ago = f"the last one was made {duration(max(at - made_at, 0))} ago" if made_at else "none was ever made"
+    if oldest is not None and oldest < at - _WITHOUT_BACKUP_SECONDS:
+        says = f"{ago}, and results of the last {duration(at - oldest)} are in none"
+        yield Finding("warning", "backup", says, "dklbench backup FOLDER, while the service runs; daily by cron")
+    elif last and last.detail.get("missing"):
+        says = f"{ago}, and the store had lost {last.detail['missing']} files by then"
+        yield Finding("warning", "backup", says, "dklbench backup FOLDER names them; look into older backups")
+    else:
+        yield Finding("ok" if made_at else "info", "backup", ago)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from ipaddress import ip_address
 
 import uvicorn
@@ -48,11 +49,16 @@ class Server(uvicorn.Server):
 def embedded(settings: Settings) -> Iterator[Server]:
     """The server, not yet running, with its workers running beside it until the context ends.
 
-    Raises StartError where the data directory is in use, the port is taken or settings ask for compose mode.
+    Raises StartError where the data directory is in use, the port is taken, torch is missing or settings
+    ask for compose mode.
     """
     if settings.broker_url:
         raise StartError(
             "DKLBENCH_BROKER_URL is set: start `dklbench serve` and Celery workers instead, see docs/operations.md"
+        )
+    if find_spec("torch") is None:
+        raise StartError(
+            "the workers need torch, which is not installed here: pip install 'dkl-bench[service,worker]'"
         )
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(settings.data_dir / "service.lock")

@@ -1,6 +1,7 @@
 """Evidence in a terminal: proved with its model, or compared with another. Torch is needed to prove it only."""
 
 import hashlib
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ from dkl.documents import Normalisation, show_pixels
 from dkl.evidence import Evidence, read_evidence
 from dkl.paired import Pairs, compare
 from dkl.protocols import show_protocol
-from service import terminal
-from service.client import Event
+from service.handle import Event
+from service.terminal_bars import Bars
 
 if TYPE_CHECKING:
     from dkl.reverify import VerificationReport
@@ -25,11 +26,23 @@ if TYPE_CHECKING:
 BATCH_SIZE = 256
 
 
-def prove(path: Path, *, checkpoint: Path, data_dir: Path, device: str) -> dict[str, Any]:
-    """Prove the evidence in `path` with a progress bar, and print what came out.
+@dataclass(frozen=True)
+class Proof:
+    """What came out when evidence was checked."""
 
-    Returns it as service/verifications.py records it; every claim holds where its `faults` are 0.
-    """
+    ok: bool
+    """Whether every claim holds."""
+    clean_accuracy: float
+    robust_accuracy: dict[str, float]
+    """As it was found again, by the radius in pixels: {"0.2": 0.85}."""
+    outcome: dict[str, Any]
+    """As service/verifications.py records it."""
+    shown: Group
+    """To print."""
+
+
+def prove(path: Path, *, checkpoint: Path, data_dir: Path, device: str) -> Proof:
+    """Prove the evidence in `path`, with a progress bar."""
     evidence = read_evidence(path)
     arrays = load(evidence.about.question.dataset, "test", data_dir)
     from dkl.engine import pick_device  # torch: seconds that a damaged file should not cost
@@ -37,7 +50,7 @@ def prove(path: Path, *, checkpoint: Path, data_dir: Path, device: str) -> dict[
     from dkl.reverify import verify_evidence
 
     device = pick_device(device)
-    with terminal.Bars() as bars:
+    with Bars() as bars:
         bar = bars.add(path.name)
         bars.follow(bar, [Event("started", {"device": device})])
         for event in verify_evidence(
@@ -47,8 +60,13 @@ def prove(path: Path, *, checkpoint: Path, data_dir: Path, device: str) -> dict[
                 bars.follow(bar, [Event(event.kind, event.model_dump())])
             else:
                 report = event
-    terminal.console.print(_proof(evidence, report))
-    return _outcome(path, report, device)
+    return Proof(
+        ok=report.ok,
+        clean_accuracy=report.clean_accuracy,
+        robust_accuracy=dict(zip(map(show_pixels, report.radii), map(float, report.robust_accuracy), strict=True)),
+        outcome=_outcome(path, report, device),
+        shown=_proof(evidence, report),
+    )
 
 
 def _outcome(path: Path, report: "VerificationReport", device: str) -> dict[str, Any]:
@@ -94,8 +112,18 @@ def _proof(evidence: Evidence, report: "VerificationReport") -> Group:
     return Group(table, f"[red]not proved:[/] {report.faults} claims do not hold", *listed)
 
 
-def comparison(a: Path, b: Path) -> Group:
-    """The models of two evidence files on the same images, as a table to print."""
+@dataclass(frozen=True)
+class ImageByImage:
+    """Two models on the same images."""
+
+    document: dict[str, Any]
+    """For programs."""
+    shown: Group
+    """To print."""
+
+
+def comparison(a: Path, b: Path) -> ImageByImage:
+    """The models of two evidence files on the same images."""
     first, second = read_evidence(a), read_evidence(b)
     compared, norm = compare(first, second), first.about.question.threat.norm
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fits into 80 columns
@@ -112,13 +140,30 @@ def comparison(a: Path, b: Path) -> Group:
     if _judge(first) != _judge(second):
         lines.append("[yellow]note:[/] judged in different ways; the weaker judge breaks fewer images")
     dataset = escape(show_name(first.about.question.dataset))
-    return Group(
+    shown = Group(
         *lines,
         f"{compared.images} images of {dataset}",
         table,
         "both/A/B/none: images on which both models stand, only A, only B, neither",
         "95 %: Newcombe's interval for paired fractions; p: McNemar's exact test",
     )
+    document = {
+        **{"a": str(a), "b": str(b), "judged_a": _judge(first), "judged_b": _judge(second)},
+        **{"dataset": first.about.question.dataset, "images": compared.images, "norm": norm},
+        "clean": _numbers(compared.clean),
+        "robust": [{"eps": eps, **_numbers(pairs)} for eps, pairs in compared.robust],
+    }
+    return ImageByImage(document, shown)
+
+
+def _numbers(pairs: Pairs) -> dict[str, Any]:
+    counts = {"both": pairs.both, "only_a": pairs.only_a, "only_b": pairs.only_b, "neither": pairs.neither}
+    return {
+        **counts,
+        "difference": pairs.difference,
+        "interval": list(pairs.interval()),
+        "p_value": pairs.p_value(),
+    }
 
 
 def _row(pairs: Pairs) -> list[str]:

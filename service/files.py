@@ -15,6 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from service.artifacts import Store
 from service.callers import Caller
 from service.db import clock, reading, writing
+from service.removal import removing
 from service.space import show_bytes
 from service.tables import ApiKey, Artifact, ArtifactUse, Job, Upload
 
@@ -64,8 +65,11 @@ def reserve(db: Engine, store: Store, sha256: str, caller: Caller) -> bool:
 
 
 def drop(db: Engine, store: Store, sha256: str, *, idle_seconds: float) -> int | None:
-    """Remove a file that nothing needs and nobody has counted on for so long; its bytes, or None if it stays."""
-    with writing(db) as session:
+    """Remove a file that nothing needs and nobody has counted on for so long; its bytes, or None if it stays, as
+    it does while a backup is made."""
+    with writing(db) as session, removing(session) as may_remove:
+        if not may_remove:
+            return None
         hold(session, sha256)
         known = session.get(Artifact, sha256)
         stored = store.stat(sha256)

@@ -10,20 +10,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import redis
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.artifacts import StoreError, store_for
-from service.db import now, reading
+from service.db import SchemaError, newest_schema, now, reading, require_schema
 from service.settings import Settings
 from service.space import enough_space
 from service.tables import Worker
@@ -149,20 +145,12 @@ def check_database(db: Engine) -> str:
 def check_migrations(db: Engine) -> str:
     """Whether the database has the schema that this version was written for."""
     try:
-        with db.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
+        require_schema(db)
+    except SchemaError as error:
+        raise UnwellError(str(error)) from error
     except SQLAlchemyError as error:
         raise UnwellError("the database does not say which schema it has") from error
-    if found != newest_schema():
-        needed = newest_schema()
-        raise UnwellError(f"the schema is {found or 'none'}, this version needs {needed}: run dklbench migrate")
-    return f"the schema is {found}"
-
-
-@cache
-def newest_schema() -> str:
-    """The revision that `dklbench migrate` leads to."""
-    return str(ScriptDirectory(str(Path(__file__).parent.parent / "migrations")).get_current_head())
+    return f"the schema is {newest_schema()}"
 
 
 def check_broker(settings: Settings) -> str:

@@ -21,7 +21,8 @@ from service.callers import ANONYMOUS, Caller
 from service.db import clock, reading, writing
 from service.lineage import MAKERS, awaited, needed, why_unfit
 from service.moves import TERMINAL, move, say
-from service.tables import Artifact, ArtifactUse, Job, JobEvent
+from service.plugin_needs import plugins_for
+from service.tables import Artifact, ArtifactUse, Job, JobEvent, JobPlugin
 
 DEFAULT_QUEUE = "gpu"
 LARGEST_PRIORITY = 100
@@ -123,6 +124,7 @@ def _create(session: Session, order: Order, caller: Caller) -> Job:
     )
     session.add(job)
     session.flush()
+    session.add_all(JobPlugin(job_id=job.id, plugin=plugin) for plugin in plugins_for(session, recipe))
     if (source := _source(recipe)) is not None:
         files.use(session, source, job.id, "source")
     say(session, job, "status", {"status": "queued", "reason": None, "actor": caller.name})

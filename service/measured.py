@@ -199,6 +199,9 @@ def _model_name(job: Job, training: Job | None) -> str:
 
 
 def _source_name(job: Job) -> str | None:
-    """A zoo model's or a timm model's name."""
+    """The name of a model of the zoo, of timm or of torchvision."""
     source = job.recipe["model"]
-    return str(source["zoo"]).rpartition("/")[2] if "zoo" in source else source.get("timm")
+    if "zoo" in source:
+        return str(source["zoo"]).rpartition("/")[2]
+    name: str | None = source.get("timm") or source.get("torchvision")
+    return name

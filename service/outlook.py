@@ -67,12 +67,29 @@ def misfit(job: Job, crew: Sequence[Shown]) -> str | None:
         most = max(of(worker) for worker in serving)
         if asked(job) > most:
             return sentence(job, most)
-    fitting = [worker for worker in serving if all(asked(job) <= of(worker) for asked, of, _ in _NEEDS)]
+    for plugin in plugins_of(job):
+        if not any(plugin in worker.plugins for worker in serving):
+            kind, _, name = plugin.partition(":")
+            return (
+                f"no living worker has the plugin {name} ({kind}); install its package there, and start it again"
+            )
+    fitting = [worker for worker in serving if _fits(job, worker)]
     if not fitting:
         return f"no living worker has {_all_needs(job)} at the same time"
     if all(worker.draining for worker in fitting):
         return "every worker that it fits is draining"
     return None
+
+
+def plugins_of(job: Job) -> list[str]:
+    """What must be installed on its worker: "model:NAME", "objective:NAME"."""
+    return [need.plugin for need in job.needs]
+
+
+def _fits(job: Job, worker: Worker) -> bool:
+    return all(asked(job) <= of(worker) for asked, of, _ in _NEEDS) and all(
+        plugin in worker.plugins for plugin in plugins_of(job)
+    )
 
 
 def _gpus(job: Job, most: float) -> str:
@@ -106,6 +123,7 @@ def _needs(job: Job) -> list[str]:
         _count(job.gpus, "GPU") if job.gpus else "",
         f"{job.gpu_memory:g} GiB per GPU" if job.gpu_memory else "",
         f"room for {job.processes} processes" if job.processes > 1 else "",
+        *(f"the plugin {plugin.partition(':')[2]}" for plugin in plugins_of(job)),
     ]
     return [need for need in needs if need]
 

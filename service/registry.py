@@ -1,7 +1,7 @@
 """The workers: what each of them is, whether it lives, and whether it takes anything more."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from sqlalchemy import Engine, delete, select
 
@@ -33,10 +33,12 @@ class Description:
     processes: int
     versions: dict[str, str]
     queues: tuple[str, ...]
+    plugins: dict[str, str] = field(default_factory=dict)
+    """Package and version by "model:NAME" or "objective:NAME"."""
 
     @property
     def offer(self) -> Offer:
-        return Offer(self.queues, self.gpus, self.gpu_memory, self.processes)
+        return Offer(self.queues, self.gpus, self.gpu_memory, self.processes, tuple(self.plugins))
 
 
 @dataclass(frozen=True)

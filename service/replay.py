@@ -24,7 +24,7 @@ from rich.table import Table
 from dkl.documents import show_pixels
 from dkl.evidence import Evidence, EvidenceError, read_evidence
 from dkl.paired import compare as compare_images
-from service.client import Client, ServiceError
+from service.client import Client, Job, ServiceError
 from service.lineage import LEARNERS
 from service.wording import fields
 
@@ -110,34 +110,33 @@ class Report:
 # --- running it again -------------------------------------------------------------------------------------
 
 
-def replay(client: Client, job_id: str, *, run: str | None, follow: Callable[[dict[str, Any]], object]) -> Report:
+def replay(client: Client, job_id: str, *, run: str | None, follow: Callable[[Job], object]) -> Report:
     """Run the job again, or take its `run` of before; `follow` is given the new job and returns when it has ended.
 
     ValueError where there is nothing to compare.
     """
     before = client.job(job_id)
-    if before["status"] != "succeeded":
-        raise ValueError(f"job {job_id} is {before['status']}; only a result can be compared, see dklbench rerun")
-    after = client.rerun(job_id) if run is None else client.job(run)
-    if after["rerun_of"] != job_id and after["fingerprint"] != before["fingerprint"]:
+    if before.status != "succeeded":
+        raise ValueError(f"job {job_id} is {before.status}; only a result can be compared, see dklbench rerun")
+    after = before.rerun() if run is None else client.job(run)
+    if after.document["rerun_of"] != job_id and after.document["fingerprint"] != before.document["fingerprint"]:
         raise ValueError(f"job {run} is no run of job {job_id}: their recipes are not the same")
     follow(after)
-    after = client.job(after["id"])
-    if after["status"] != "succeeded":
-        why = f": {after['reason']}" if after["reason"] else ""
-        raise ValueError(f"job {after['id']}, which runs job {job_id} again, is {after['status']}{why}")
-    report = compare(before, after)
+    if after.refresh().status != "succeeded":
+        why = f": {after.reason}" if after.reason else ""
+        raise ValueError(f"job {after.id}, which runs job {job_id} again, is {after.status}{why}")
+    report = compare(before.document, after.document)
     if any(found.field == "evidence_sha256" for found in report.result):
         with TemporaryDirectory() as folder:
-            _add_evidence(report, client, Path(folder))
+            _add_evidence(report, before, after, Path(folder))
     return report
 
 
-def _add_evidence(report: Report, client: Client, folder: Path) -> None:
+def _add_evidence(report: Report, before: Job, after: Job, folder: Path) -> None:
     try:
-        for job_id in (report.job, report.rerun):
-            client.download(job_id, "evidence", folder / job_id)
-        add_images(report, *(read_evidence(folder / job_id) for job_id in (report.job, report.rerun)))
+        for name, job in (("before", before), ("after", after)):
+            job.download("evidence", folder / name)
+        add_images(report, read_evidence(folder / "before"), read_evidence(folder / "after"))
     except (ServiceError, EvidenceError) as error:
         report.unknown.append(f"images: {error}")
 

@@ -110,7 +110,8 @@ def _why_none(job: Job, kind: FileKind) -> str:
     if f"{kind}_sha256" not in job.result:
         return f"job {job.id} is older than this service's evidence; judge the model again to have it"
     sources = job.recipe.get("model", {})
-    if kind == "checkpoint" and (public := sources.get("zoo") or sources.get("timm")):
+    public = sources.get("zoo") or sources.get("timm") or sources.get("torchvision")
+    if kind == "checkpoint" and public:
         return f"job {job.id} judged {public}, whose weights are not kept here but fetched from their publisher"
     return f"the {kind} of job {job.id} is no longer stored here; its sha256 is {job.result[f'{kind}_sha256']}"
 

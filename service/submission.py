@@ -15,6 +15,7 @@ from service.callers import Caller
 from service.jobs import LARGEST_PRIORITY, Order, RefusedError
 from service.lineage import Maker, needed, why_unfit, why_unfit_of_the_zoo
 from service.outbound import check_url
+from service.plugin_needs import unheard_of
 from service.queue import ring
 from service.state import State
 from service.tables import Job
@@ -74,6 +75,8 @@ def submit(state: State, request: JobRequest, *, caller: Caller) -> list[Job]:
     orders = _orders(state, request)
     for order in orders:
         _require_source(state, order.recipe, caller)
+        if why := unheard_of(state.db, order.recipe):
+            raise RefusedError(why)
     created = jobs.create_all(state.db, orders, caller=caller, max_queued=state.settings.max_queued)
     ring(state.db, state.settings)
     return created

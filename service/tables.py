@@ -1,4 +1,4 @@
-"""The tables; `migrations/` mirrors them. Times are seconds since the epoch by the database's clock."""
+"""The tables; `service/migrations/` mirrors them. Times are seconds since the epoch by the database's clock."""
 
 from typing import Any, ClassVar
 
@@ -103,10 +103,22 @@ class Job(Base):
     seats: Mapped[list["Seat"]] = relationship(lazy="selectin", order_by="Seat.attempt", viewonly=True)
     """The claims that workers hold on it now."""
 
+    needs: Mapped[list["JobPlugin"]] = relationship(lazy="selectin", order_by="JobPlugin.plugin", viewonly=True)
+    """What must be installed on its worker."""
+
     @property
     def workers(self) -> list[str]:
         """Names of those who are at work on it, the longest first."""
         return [seat.worker for seat in self.seats]
+
+
+class JobPlugin(Base):
+    """A plugin that a job's worker must have: "model:NAME" or "objective:NAME"."""
+
+    __tablename__ = "job_plugins"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    plugin: Mapped[str] = mapped_column(String(80), primary_key=True)
 
 
 class Seat(Base):
@@ -175,6 +187,8 @@ class Worker(Base):
     """The most that may train together on it."""
     versions: Mapped[dict[str, str]]
     queues: Mapped[list[str]]
+    plugins: Mapped[dict[str, str]] = mapped_column(server_default=text("'{}'"))
+    """Package and version by "model:NAME" or "objective:NAME"."""
     draining: Mapped[bool] = mapped_column(default=False)
     """Finishes what it has and takes nothing more."""
     gpu_use: Mapped[float | None]

@@ -1,5 +1,6 @@
 """Which jobs wait, which of them a worker may begin or join now, and in which order."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Engine, and_, exists, func, or_, select
@@ -7,7 +8,7 @@ from sqlalchemy.orm import aliased
 
 from service.db import now, reading
 from service.moves import ACTIVE
-from service.tables import ApiKey, Chunk, Job
+from service.tables import ApiKey, Chunk, Job, JobPlugin
 
 IN_ORDER = (Job.priority.desc(), Job.created_at, Job.id)
 """Higher priorities first, then the older job: an evaluation that is under way before a younger one begins."""
@@ -23,6 +24,8 @@ class Offer:
     """GiB of the smallest of its GPUs; 0 without."""
     processes: int
     """The most that may train together on it."""
+    plugins: Collection[str] = ()
+    """What is installed on it beside our own code: "model:NAME", "objective:NAME"."""
 
 
 def ready(offer: Offer | None = None) -> ColumnElement[bool]:
@@ -39,6 +42,7 @@ def fits(offer: Offer) -> ColumnElement[bool]:
         Job.gpus <= offer.gpus,
         Job.gpu_memory <= offer.gpu_memory,
         Job.processes <= offer.processes,
+        ~exists(JobPlugin.job_id).where(JobPlugin.job_id == Job.id, JobPlugin.plugin.not_in(offer.plugins)),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client import Client, ServiceError
+from service.settings import Settings
 
 BIN = Path(sys.executable).parent
 Start = Callable[[], tuple[subprocess.Popen[bytes], Client]]
@@ -29,6 +30,23 @@ def wait_until(condition: Callable[[], object], seconds: float = 120, what: str 
     while not condition():
         assert time.monotonic() < end, f"waited {seconds:g} s for {what or condition}"
         time.sleep(0.05)
+
+
+def quick_settings(data_dir: Path) -> Settings:
+    """Embedded mode in a folder of its own, with quick beats."""
+    return Settings(
+        data_dir=data_dir,
+        database_url="",
+        broker_url="",
+        device="cpu",
+        lease_seconds=4,
+        heartbeat_seconds=1,
+        sweep_seconds=0.3,
+        resend_seconds=2,
+        anonymous="submit",
+        allowed_hosts=("testserver",),
+        requests_per_minute=100_000,
+    )
 
 
 class Processes:
@@ -74,13 +92,13 @@ def answers(client: Client) -> bool:
 
 
 def in_epoch(client: Client, job_id: str, number: int) -> bool:
-    progress = client.job(job_id)["progress"]
+    progress = client.job(job_id).document["progress"]
     return bool(progress) and int(progress["phase"].split()[1]) >= number
 
 
 def ends(client: Client, job_id: str, status: str = "succeeded", seconds: float = 120) -> dict[str, Any]:
     over = {"succeeded", "failed", "canceled"}
-    wait_until(lambda: client.job(job_id)["status"] in over, seconds, f"job {job_id} to end")
-    job = client.job(job_id)
+    wait_until(lambda: client.job(job_id).status in over, seconds, f"job {job_id} to end")
+    job = client.job(job_id).document
     assert job["status"] == status, job["reason"]
     return job

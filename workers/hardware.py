@@ -11,6 +11,7 @@ from typing import Any
 
 import pynvml
 
+from dkl import plugins
 from service.registry import Description, Use
 from service.settings import Settings
 
@@ -35,6 +36,7 @@ def describe(name: str, settings: Settings) -> Description:
         processes=len(names) or os.cpu_count() or 1,
         versions=versions,
         queues=settings.queues,
+        plugins=plugins.installed(),
     )
 
 

@@ -12,6 +12,7 @@ from dkl import architectures
 from dkl.models.cnn import CNN
 from dkl.models.mobilenet import MobileNetV2
 from dkl.models.modes import batch_mode, eval_mode, first_update
+from dkl.models.plugin_network import plugin_network
 from dkl.models.resnet import PreActResNet, ResNet
 from dkl.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from dkl.models.swish import SwishWideResNet
@@ -19,6 +20,7 @@ from dkl.models.tapping import last_norms, tapped
 from dkl.models.taps import Norm, Tapped, Taps
 from dkl.models.thin_resnet import ThinResNet
 from dkl.models.timm_network import TimmNetwork
+from dkl.models.torchvision_network import TorchvisionNetwork
 from dkl.models.vgg import VGG
 from dkl.models.wide import WideResNet
 
@@ -29,7 +31,8 @@ def build(model: architectures.Model, *, channels: int, classes: int) -> nn.Modu
     """A freshly initialised network for images of `channels` channels, in training mode, on the default device.
 
     The weights come from torch's global generator. Its forward raises ValueError for images of a size that it does
-    not take. Raises ValueError where a normalisation is for other images, and for what timm cannot build.
+    not take. Raises ValueError where a normalisation is for other images, and for what timm, torchvision or
+    a plugin cannot build.
     """
     match model:
         case architectures.CNN():
@@ -54,5 +57,9 @@ def build(model: architectures.Model, *, channels: int, classes: int) -> nn.Modu
             return ShuffleNetV2(channels, classes, model.normalisation)
         case architectures.TimmModel():
             return TimmNetwork(model.name, channels, classes, model.image_size, model.normalisation)
+        case architectures.TorchvisionModel():
+            return TorchvisionNetwork(model.name, channels, classes, model.image_size, model.normalisation)
+        case architectures.PluginModel():
+            return plugin_network(model, channels=channels, classes=classes)
         case _:
             assert_never(model)

@@ -53,7 +53,7 @@ def _timm() -> types.ModuleType:
         return import_module("timm")
     except ImportError:
         raise ValueError(
-            "timm architectures need the package timm: pip install 'dkl-bench[engine]', or pip install timm"
+            "timm architectures need the package timm: pip install 'dkl-bench[worker]', or pip install timm"
         ) from None
 
 

@@ -68,20 +68,25 @@ DATASETS: tuple[str, ...] = tuple(dict.fromkeys(entry.recipe.dataset for entry i
 def groups(db: Engine, wanted: Wanted) -> list[Group]:
     """The recipes that are wanted, by data set and then by what they do, each group in the catalogue's order."""
     lasts = _last_runs(db)
-    rows = [_row(name, entry, lasts.get(name)) for name, entry in RECIPES.items()]
-    found = sorted((row for row in rows if _fits(row, wanted)), key=_place)
-    return [_titled([*some]) for _, some in groupby(found, _place)]
+    rows = [row_of(name, entry, lasts.get(name)) for name, entry in RECIPES.items()]
+    found = sorted((row for row in rows if _fits(row, wanted)), key=place_of)
+    return [_titled([*some]) for _, some in groupby(found, place_of)]
 
 
-def _place(row: Row) -> tuple[int, int]:
+def place_of(row: Row) -> tuple[int, int]:
+    """Where its group stands in the list: by data set, then by what it does."""
     recipe = row.entry.recipe
     return DATASETS.index(recipe.dataset), _DOES.index(_does(recipe))
 
 
 def _titled(rows: list[Row]) -> Group:
     recipe = rows[0].entry.recipe
-    does = _does(recipe)
-    return Group(f"{show_name(recipe.dataset)}, {does}", f"{recipe.dataset}-{does}", isinstance(recipe, Fit), rows)
+    return Group(title_of(rows[0]), f"{recipe.dataset}-{_does(recipe)}", isinstance(recipe, Fit), rows)
+
+
+def title_of(row: Row) -> str:
+    """Of the group that it belongs to: "CIFAR-10, training"."""
+    return f"{show_name(row.entry.recipe.dataset)}, {_does(row.entry.recipe)}"
 
 
 _DOES = ("training", "distillation", "evaluation")
@@ -97,7 +102,7 @@ def _does(recipe: object) -> str:
             return "evaluation"
 
 
-def _row(name: str, entry: Named, last: LastRun | None) -> Row:
+def row_of(name: str, entry: Named, last: LastRun | None = None) -> Row:
     recipe = entry.recipe
     method = name.partition(f"-{recipe.dataset}")[0]
     threat = "common corruptions" if isinstance(recipe, CorruptionProtocol) else str(recipe.threat or "")

@@ -5,7 +5,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dkl.catalog import named
 from dkl.imports import Import
+from dkl.protocols import AnyProtocol
 from service.web.overrides import word
 
 _OPTIONS = {
@@ -31,16 +33,20 @@ def submit_command(body: Mapping[str, Any], url: str) -> str:
 
 
 def upload_command(recipe: Import, body: Mapping[str, Any], url: str) -> str | None:
-    """`dklbench upload` for this JobRequest of an import; None where that command cannot ask for all of it."""
+    """`dklbench upload`, or `evaluate` where the model is judged then, for this JobRequest of an import; None
+    where neither can ask for all of it."""
     then = body.get("then", ())
-    if body.keys() - {"recipe", "then"} or len(then) > 1 or any(one.get("overrides") for one in then):
+    judges = [isinstance(named(one["name"]).recipe, AnyProtocol) for one in then]
+    if body.keys() - {"recipe", "then"} or judges not in ([], [True]):
         return None
     changes = recipe.model.model_dump(mode="json", exclude_defaults=True)
-    model = json.dumps({"kind": recipe.model.kind, **changes}) if changes else recipe.model.kind
-    options = [f"--dataset {shlex.quote(recipe.dataset)}", f"--model {shlex.quote(model)}"]
+    network = json.dumps({"kind": recipe.model.kind, **changes}) if changes else recipe.model.kind
+    options = [f"--dataset {shlex.quote(recipe.dataset)}", f"--architecture {shlex.quote(network)}"]
     options += [f"--entry {shlex.quote(recipe.entry)}"] if recipe.entry else []
-    options += [f"--evaluate {one['name']}" for one in then]
-    return _lines(["dklbench upload FILE", *options, *_address(url)])
+    if not then:
+        return _lines(["dklbench upload FILE", *options, *_address(url)])
+    words = [shlex.quote(word(path, value)) for path, value in then[0].get("overrides", {}).items()]
+    return _lines(["dklbench evaluate FILE", *words, f"--recipe {then[0]['name']}", *options, *_address(url)])
 
 
 def curl(body: Mapping[str, Any], url: str, *, with_key: bool) -> str:

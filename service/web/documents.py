@@ -1,11 +1,10 @@
 """The documents in docs/, as pages: headings to jump to, links between them, and searching."""
 
 import re
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import cached_property
 from html import escape
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -13,8 +12,8 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
-FOLDER = Path(__file__).parent.parent.parent / "docs"
-"""Of the repository, and of what is installed."""
+from service.web import document_sources as sources
+
 REPOSITORY_ONLY = "only in the repository"
 
 
@@ -34,7 +33,7 @@ class Section(NamedTuple):
 
 class Document(NamedTuple):
     name: str
-    """In addresses: "evaluation" is docs/evaluation.md."""
+    """In addresses: "extending/attack" is docs/extending/attack.md."""
     title: str
     html: str
     """Without the title."""
@@ -58,39 +57,47 @@ class Hit(NamedTuple):
     after: str
 
 
-@cache
-def documents() -> dict[str, Document]:
-    """Every document by its name, in the order of the names."""
-    return {path.stem: _read(path) for path in sorted(FOLDER.glob("*.md"))}
+class Library:
+    """All documents, read when the first of them is asked for."""
 
+    def __init__(self, openapi: Callable[[], Mapping[str, Any]]) -> None:
+        """`openapi` returns the OpenAPI document, which one of the documents is made from."""
+        self._openapi = openapi
 
-def document(name: str) -> Document:
-    """The document of this name; UnknownDocumentError where there is none."""
-    known = documents()
-    if name not in known:
-        raise UnknownDocumentError(f"there is no document {name!r}; there are {', '.join(known)}")
-    return known[name]
+    @cached_property
+    def documents(self) -> dict[str, Document]:
+        """Every document by its name, in the order to read them in."""
+        paths = {name: path for name, path in sources.paths().items() if name != sources.HOME}
+        return {
+            name: _read(name, sources.markdown(path, self._openapi), known=paths) for name, path in paths.items()
+        }
 
+    @cached_property
+    def groups(self) -> dict[str, list[Document]]:
+        """The documents by what they are for."""
+        left = dict(self.documents)
+        groups = {
+            title: [left.pop(name) for name in names if name in left] for title, names in sources.CONTENTS.items()
+        }
+        return {title: group for title, group in (groups | {"More": [*left.values()]}).items() if group}
 
-def picture(name: str) -> Path:
-    """The file docs/NAME.png; UnknownDocumentError where there is none."""
-    known = {path.stem: path for path in FOLDER.glob("*.png")}
-    if name not in known:
-        raise UnknownDocumentError(f"the documents have no picture {name!r}")
-    return known[name]
+    def document(self, name: str) -> Document:
+        """The document of this name; UnknownDocumentError where there is none."""
+        if name not in self.documents:
+            raise UnknownDocumentError(f"there is no document {name!r}; there are {', '.join(self.documents)}")
+        return self.documents[name]
 
-
-def search(text: str, *, around: int = 90) -> list[Hit]:
-    """The sections that contain `text`, with the first place and up to `around` letters before and after."""
-    needle = " ".join(text.split())
-    if not needle:
-        return []
-    return [
-        hit
-        for each in documents().values()
-        for section in each.sections
-        if (hit := _hit(each, section, needle, around))
-    ]
+    def search(self, text: str, *, around: int = 90) -> list[Hit]:
+        """The sections that contain `text`, with the first place and up to `around` letters before and after."""
+        needle = " ".join(text.split())
+        if not needle:
+            return []
+        return [
+            hit
+            for each in self.documents.values()
+            for section in each.sections
+            if (hit := _hit(each, section, needle, around))
+        ]
 
 
 def _hit(document: Document, section: Section, needle: str, around: int) -> Hit | None:
@@ -109,14 +116,14 @@ def _hit(document: Document, section: Section, needle: str, around: int) -> Hit 
 # --- from Markdown ----------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Document:
-    tokens = _MARKDOWN.parse(path.read_text())
+def _read(name: str, text: str, known: Container[str]) -> Document:
+    tokens = _MARKDOWN.parse(text)
     _name_headings(tokens)
-    _follow_links(tokens)
+    _follow_links(tokens, name, known)
     sections = list(_sections(tokens))
     shown = tokens[3:] if tokens and tokens[0].tag == "h1" else tokens
     html = str(_MARKDOWN.renderer.render(shown, _MARKDOWN.options, {}))
-    return Document(path.stem, sections[0].title, html, sections)
+    return Document(name, sections[0].title, html, sections)
 
 
 def _name_headings(tokens: Sequence[Token]) -> None:
@@ -129,27 +136,32 @@ def _name_headings(tokens: Sequence[Token]) -> None:
             heading.attrSet("id", f"{anchor}-{used[anchor]}" if used[anchor] else anchor)
 
 
-def _follow_links(tokens: Sequence[Token]) -> None:
-    """Files of the folder become their pages; other files of the repository are not here, and no links."""
+def _follow_links(tokens: Sequence[Token], name: str, known: Container[str]) -> None:
+    """Documents and pictures get their addresses; other files of the repository are not here, and no links."""
     for token in _inside(tokens):
         if token.type == "link_open":
-            _follow(token)
+            _follow(token, name, known)
         elif token.type == "image":
-            token.attrSet("src", f"/docs/{Path(str(token.attrGet('src'))).name}")
+            source = str(token.attrGet("src"))
+            if not urlsplit(source).scheme:
+                token.attrSet("src", f"/docs/{sources.beside(name, source)}")
             token.attrSet("loading", "lazy")
 
 
-def _follow(link: Token) -> None:
+def _follow(link: Token, name: str, known: Container[str]) -> None:
     target = urlsplit(str(link.attrGet("href")))
     if target.scheme or target.netloc or not target.path:
         return
-    beside = target.path.removeprefix("docs/")
-    if "/" not in beside and (FOLDER / beside).is_file():
-        fragment = f"#{target.fragment}" if target.fragment else ""
-        link.attrSet("href", f"/docs/{beside.removesuffix('.md')}{fragment}")
+    leads_to = sources.beside(name, target.path)
+    other = re.sub(r"\.(md|ipynb)$", "", leads_to)
+    fragment = f"#{target.fragment}" if target.fragment else ""
+    if other == sources.HOME:
+        link.attrSet("href", "/docs")
+    elif other != leads_to and other in known:
+        link.attrSet("href", f"/docs/{other}{fragment}")
     else:
         del link.attrs["href"]
-        link.attrSet("title", f"{target.path.removeprefix('../')}, {REPOSITORY_ONLY}")
+        link.attrSet("title", f"{leads_to.removeprefix('../')}, {REPOSITORY_ONLY}")
 
 
 def _sections(tokens: Sequence[Token]) -> Iterator[Section]:

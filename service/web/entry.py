@@ -139,7 +139,8 @@ def _data(job: Job, what: str, provenance: Mapping[str, Any]) -> Step:
 def _public(source: Mapping[str, Any]) -> str | None:
     if source.get("zoo"):
         return f"RobustBench's zoo: {source['zoo']}"
-    return f"timm: {source['timm']}" if source.get("timm") else None
+    libraries = ("timm", "torchvision")
+    return next((f"{library}: {source[library]}" for library in libraries if source.get(library)), None)
 
 
 def _circumstances(job: Job, provenance: Mapping[str, Any]) -> list[str]:

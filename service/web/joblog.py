@@ -1,14 +1,15 @@
 """A job's events as the lines of a log: when, who, and what happened in a sentence."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
-
-from sqlalchemy import Engine, select
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dkl.documents import show_pixels
-from service.db import reading
-from service.tables import JobEvent
 from service.wording import count, duration, percent, when
+
+if TYPE_CHECKING:  # a client that follows a log has no database
+    from sqlalchemy import Engine
+
+    from service.tables import JobEvent
 
 _PAGE = 1000
 """Events that are in memory at once while a whole log is written."""
@@ -36,7 +37,7 @@ class Line(NamedTuple):
         return "  ".join(part for part in (when(self.at), self.who, self.text) if part)
 
 
-def lines(events: Iterable[JobEvent | Said], workers: dict[int, str] | None = None) -> Iterator[Line]:
+def lines(events: "Iterable[JobEvent | Said]", workers: dict[int, str] | None = None) -> Iterator[Line]:
     """What the events say, in their order. `workers`, by attempt, carries over who is who where `events` are one
     part of several."""
     workers = {} if workers is None else workers
@@ -49,8 +50,13 @@ def lines(events: Iterable[JobEvent | Said], workers: dict[int, str] | None = No
             yield Line(event.id, event.at, _plain(who), _plain(text))
 
 
-def written(db: Engine, job_id: str) -> Iterator[str]:
+def written(db: "Engine", job_id: str) -> Iterator[str]:
     """The whole log as text, a part at a time."""
+    from sqlalchemy import select
+
+    from service.db import reading
+    from service.tables import JobEvent
+
     said = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id).limit(_PAGE)
     workers: dict[int, str] = {}
     after = 0
@@ -71,7 +77,7 @@ def _plain(text: str) -> str:
 # --- in words ---------------------------------------------------------------------------------------------
 
 
-def _texts(event: JobEvent | Said) -> Sequence[str]:
+def _texts(event: "JobEvent | Said") -> Sequence[str]:
     said = event.payload
     match event.kind:
         case "status":

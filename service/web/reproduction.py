@@ -11,7 +11,7 @@ from service.tables import Job
 from service.web.commands import submit_command
 from service.web.overrides import overrides_of, word
 
-_WHOSE = {"model.job", "model.checkpoint", "model.zoo", "model.timm"}
+_WHOSE = {"model.job", "model.checkpoint", "model.zoo", "model.timm", "model.torchvision"}
 """Overrides that say which model is judged."""
 
 
@@ -63,6 +63,6 @@ def _named(job: Job) -> _Named | None:
 def _judged_locally(job: Job, judge: _Named) -> str:
     """A public model by its name, any other as the file that one has downloaded."""
     source = job.recipe["model"]
-    kind = next((kind for kind in ("zoo", "timm") if source.get(kind)), None)
+    kind = next((kind for kind in ("zoo", "timm", "torchvision") if source.get(kind)), None)
     model = f"--{kind} {shlex.quote(source[kind])}" if kind else "--checkpoint model.safetensors"
-    return f"dklbench evaluate {judge.typed()} {model}"
+    return f"dklbench run {judge.typed()} {model}"

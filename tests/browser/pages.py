@@ -53,6 +53,8 @@ PAGES = {
     "documents": Place("/docs"),
     "document": Place("/docs/evaluation"),
     "document, operations": Place("/docs/operations"),
+    "document, recipes": Place("/docs/recipes"),
+    "document, extending": Place("/docs/extending/attack"),
     "documents, searched": Place("/docs?search=checkpoint"),
     "interface": Place("/api/docs"),
     "sign in": Place("/signin?next=/keys"),

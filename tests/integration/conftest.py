@@ -6,20 +6,44 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from processes import BIN, Processes, Start, answers, free_port, wait_until
+from processes import BIN, Processes, Start, answers, free_port, quick_settings, wait_until
 
 from service.client import Client
 from service.settings import Settings
 
 
-@pytest.fixture
-def processes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Processes]:
-    log_dir = tmp_path / "logs"
+def _processes(folder: Path) -> Iterator[Processes]:
+    log_dir = folder / "logs"
     log_dir.mkdir()
     running = Processes(log_dir)
     yield running
     running.end()
     print(running.output())  # pytest shows it where the test failed
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    yield from _processes(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def lasting_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """For what the tests of a file share."""
+    yield from _processes(tmp_path_factory.mktemp("lasting"))
+
+
+@pytest.fixture(scope="module")
+def shared_embedded(
+    lasting_processes: Processes, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Settings, Client]]:
+    """One `dklbench up` for the tests of a file that leave it as they found it: its settings, and a client."""
+    own = quick_settings(tmp_path_factory.mktemp("data"))
+    port = free_port()
+    command = (str(BIN / "dklbench"), "up", "--port", str(port))
+    process = lasting_processes.start(*command, environment=own.as_environment())
+    with Client(f"http://127.0.0.1:{port}") as client:
+        wait_until(lambda: process.poll() is not None or answers(client), what="the service")
+        yield own, client
 
 
 @pytest.fixture

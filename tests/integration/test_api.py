@@ -520,7 +520,7 @@ BAD_JOBS = {
     "an evaluation that would run code": (
         {"name": "autoattack-digits-linf", "overrides": {"model.function": "os:getcwd"}},
         "model.function: a service runs no code of its users; judge os:getcwd on your own machine with: "
-        "dklbench evaluate --model os:getcwd",
+        "dklbench run RECIPE --model os:getcwd",
     ),
     "an unknown zoo model": (
         {"name": "autoattack-cifar10-linf", "overrides": {"model.zoo": "cifar10/Linf/Wang2023Better"}},

@@ -22,8 +22,8 @@ OFFICIAL = os.environ.get("DKLBENCH_TEST_CIFAR", "")
 
 def train_and_judge(start: Start, training_images: int, judging: dict[str, object]) -> tuple[dict, dict]:
     _, client = start()
-    training = client.submit("ikl-at-cifar10-preact-resnet-18", {**SMALL, "images": training_images})["id"]
-    evaluation = client.submit("autoattack-cifar10-linf", {**judging, "model.job": training})["id"]
+    training = client.submit("ikl-at-cifar10-preact-resnet-18", {**SMALL, "images": training_images}).id
+    evaluation = client.submit("autoattack-cifar10-linf", {**judging, "model.job": training}).id
     return ends(client, training, seconds=900)["result"], ends(client, evaluation, seconds=900)["result"]
 
 

@@ -195,7 +195,7 @@ def test_the_papers_numbers_stand_beside_ours(client: TestClient, db: Engine) ->
 def test_a_chain_of_teacher_student_and_evaluation(start_embedded: Start, settings: Settings) -> None:
     _, client = start_embedded()
     teacher = client.submit("natural-digits", SHORT, then=[("kd-digits", SHORT)])
-    [student] = teacher["then"]
+    [student] = teacher.then
     said = subprocess.run(
         [str(BIN / "dklbench"), "submit", "kd-digits", "epochs=1", f"teacher.job={student['id']}",
          "--then", 'autoattack-digits-linf images=20 suite=[{"kind":"apgd-ce","steps":5}]', "--watch",
@@ -205,29 +205,29 @@ def test_a_chain_of_teacher_student_and_evaluation(start_embedded: Start, settin
     assert said.returncode == 0, said.stdout + said.stderr
     assert "distilled: " in said.stdout
     assert "teacher CNN-8: " in said.stdout
-    taught, result = ends(client, teacher["id"])["result"], ends(client, student["id"])["result"]
+    taught, result = ends(client, teacher.id)["result"], ends(client, student.id)["result"]
     assert (result["teacher_sha256"], result["teacher"]) == (taught["checkpoint_sha256"], "CNN-32")
     assert result["teacher_accuracy"] == taught["clean_accuracy"]
-    [grandchild] = [job for job in client.jobs() if job["parent_id"] == student["id"]]
-    [evaluation] = [job for job in client.jobs() if job["parent_id"] == grandchild["id"]]
-    assert grandchild["result"]["teacher_sha256"] == result["checkpoint_sha256"]
-    assert evaluation["result"]["checkpoint_sha256"] == grandchild["result"]["checkpoint_sha256"]
-    [row] = client.leaderboard(dataset="digits")["rows"]
-    assert (row["name"], row["model_job_id"]) == ("kd-digits", grandchild["id"])
+    [grandchild] = [job for job in client.jobs() if job.parent_id == student.id]
+    [evaluation] = [job for job in client.jobs() if job.parent_id == grandchild.id]
+    assert grandchild.document["result"]["teacher_sha256"] == result["checkpoint_sha256"]
+    assert evaluation.document["result"]["checkpoint_sha256"] == grandchild.document["result"]["checkpoint_sha256"]
+    [row] = client.leaderboard(dataset="digits").rows
+    assert (row.name, row.model_job_id) == ("kd-digits", grandchild.id)
 
 
 @pytest.mark.slow
 def test_a_worker_dies_in_mid_distillation_and_the_weights_are_the_same(start_embedded: Start) -> None:
     process, client = start_embedded()
-    teacher = ends(client, client.submit("natural-digits", SHORT)["id"])["id"]
+    teacher = ends(client, client.submit("natural-digits", SHORT).id)["id"]
     asked = {**LONGER, "teacher.job": teacher}
-    expected = ends(client, client.submit("ikl-kd-digits", asked)["id"])["result"]["checkpoint_sha256"]
-    disturbed = client.submit("ikl-kd-digits", asked)["id"]
+    expected = ends(client, client.submit("ikl-kd-digits", asked).id)["result"]["checkpoint_sha256"]
+    disturbed = client.submit("ikl-kd-digits", asked).id
     wait_until(lambda: in_epoch(client, disturbed, 4), what="epoch 4")
     [worker] = psutil.Process(process.pid).children()
     worker.send_signal(signal.SIGKILL)
     job = ends(client, disturbed)
     assert job["attempt"] == 2
     assert job["result"]["checkpoint_sha256"] == expected
-    epochs = [event.data["epoch"] for event in client.watch(disturbed) if event.kind == "epoch"]
+    epochs = [event.data["epoch"] for event in client.job(disturbed).watch() if event.kind == "epoch"]
     assert epochs == list(range(1, LONGER["epochs"] + 1))

@@ -232,7 +232,7 @@ def asked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The settings that the command finds."""
     alone = settings.model_copy(update={"allowed_hosts": ()})
     monkeypatch.setattr(doctor, "torch", doctor.python)
-    monkeypatch.setattr(commands_operations, "settings", lambda: alone)
+    monkeypatch.setattr("service.settings.settings", lambda: alone)
     return alone
 
 

@@ -11,7 +11,7 @@ import pytest
 from processes import BIN, Start, ends, in_epoch, wait_until
 
 from dkl.evidence import read_evidence
-from service.client import ServiceError
+from service.client import Client, ServiceError
 from service.settings import Settings
 
 SHORT = {"epochs": 8, "awp.first_epoch": 3}
@@ -29,21 +29,21 @@ def test_train_evaluate_rank_restart(start_embedded: Start, tmp_path: Path) -> N
     process, client = start_embedded()
     training = client.submit("ikl-at-digits", SHORT)
     judging = client.submit(
-        "autoattack-digits-linf", {"model.job": training["id"], "images": 20, "suite": QUICK_SUITE}
+        "autoattack-digits-linf", {"model.job": training.id, "images": 20, "suite": QUICK_SUITE}
     )
-    kinds = [event.kind for event in client.watch(training["id"])]
+    kinds = [event.kind for event in training.watch()]
     assert kinds.count("epoch") == SHORT["epochs"]
     assert kinds[-1] == "end"
-    result = ends(client, judging["id"])["result"]
+    result = ends(client, judging.id)["result"]
     assert [stage["name"] for stage in result["stages"]] == ["clean", "apgd-ce", "square"]
-    assert result["checkpoint_sha256"] == client.job(training["id"])["result"]["checkpoint_sha256"]
-    (row,) = client.leaderboard(dataset="digits")["rows"]
-    assert (row["name"], row["robust_accuracy"]) == ("ikl-at-digits", result["robust_accuracy"])
-    assert (row["suite"], row["policy"]) == ("custom", "exact")
-    client.download(judging["id"], "evidence", tmp_path / "evidence.safetensors")
+    assert result["checkpoint_sha256"] == training.refresh().document["result"]["checkpoint_sha256"]
+    (row,) = client.leaderboard(dataset="digits").rows
+    assert (row.name, row.robust_accuracy) == ("ikl-at-digits", result["robust_accuracy"])
+    assert (row.suite, row.policy) == ("custom", "exact")
+    judging.download("evidence", tmp_path / "evidence.safetensors")
     evidence = read_evidence(tmp_path / "evidence.safetensors")
     assert evidence.standing(0).mean() == result["robust_accuracy"]
-    batches = [event.data for event in client.watch(judging["id"]) if event.kind == "batch"]
+    batches = [event.data for event in judging.watch() if event.kind == "batch"]
     assert [batch["name"] for batch in batches] == ["clean", "apgd-ce", "square"]
     standing = batches[0]["standing"].count("1") - sum(batch["standing"].count("0") for batch in batches[1:])
     assert standing == 20 * result["robust_accuracy"]
@@ -53,25 +53,23 @@ def test_train_evaluate_rank_restart(start_embedded: Start, tmp_path: Path) -> N
     assert process.wait(timeout=30) == 0
     assert not worker.is_running()
     _, client = start_embedded()
-    assert client.leaderboard(dataset="digits")["rows"] == [row]
-    again = client.submit(
-        "autoattack-digits-linf", {"model.job": training["id"], "images": 20, "suite": QUICK_SUITE}
-    )
-    assert ends(client, again["id"])["result"]["stages"][1]["accuracy"] == result["stages"][1]["accuracy"]
+    assert client.leaderboard(dataset="digits").rows == (row,)
+    again = client.submit("autoattack-digits-linf", {"model.job": training.id, "images": 20, "suite": QUICK_SUITE})
+    assert ends(client, again.id)["result"]["stages"][1]["accuracy"] == result["stages"][1]["accuracy"]
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_worker_dies_in_mid_training_and_the_weights_are_the_same(start_embedded: Start, sign: int) -> None:
     process, client = start_embedded()
-    undisturbed = client.submit("ikl-at-digits", LONGER)["id"]
+    undisturbed = client.submit("ikl-at-digits", LONGER).id
     expected = ends(client, undisturbed)["result"]["checkpoint_sha256"]
-    disturbed = client.submit("ikl-at-digits", LONGER)["id"]
+    disturbed = client.submit("ikl-at-digits", LONGER).id
     wait_until(lambda: in_epoch(client, disturbed, 2), what="epoch 2")
     worker_of(process).send_signal(sign)
     job = ends(client, disturbed)
     assert job["attempt"] == 2
     assert job["result"]["checkpoint_sha256"] == expected
-    events = list(client.watch(disturbed))
+    events = list(client.job(disturbed).watch())
     assert [e.data["epoch"] for e in events if e.kind == "epoch"] == list(range(1, LONGER["epochs"] + 1))
     reasons = [e.data["reason"] for e in events if e.kind == "status" and e.data["status"] == "queued"]
     assert "shut down" in reasons[1] if sign == signal.SIGTERM else reasons[1].startswith("its process on worker")
@@ -79,7 +77,7 @@ def test_a_worker_dies_in_mid_training_and_the_weights_are_the_same(start_embedd
 
 def test_a_killed_service_goes_on_where_it_was(start_embedded: Start) -> None:
     process, client = start_embedded()
-    job_id = client.submit("ikl-at-digits", LONGER)["id"]
+    job_id = client.submit("ikl-at-digits", LONGER).id
     wait_until(lambda: in_epoch(client, job_id, 2), what="epoch 2")
     worker = worker_of(process)
     process.kill()
@@ -91,28 +89,28 @@ def test_a_killed_service_goes_on_where_it_was(start_embedded: Start) -> None:
 
 
 @pytest.mark.parametrize("what", ["training", "attack"])
-def test_cancel_ends_within_seconds(start_embedded: Start, settings: Settings, what: str) -> None:
-    _, client = start_embedded()
+def test_cancel_ends_within_seconds(shared_embedded: tuple[Settings, Client], what: str) -> None:
+    settings, client = shared_embedded
     if what == "training":
-        job_id = client.submit("ikl-at-digits", {"epochs": 100_000})["id"]
+        job_id = client.submit("ikl-at-digits", {"epochs": 100_000}).id
     else:
-        training = client.submit("ikl-at-digits", SHORT)["id"]
+        training = client.submit("ikl-at-digits", SHORT).id
         suite = [{"kind": "square", "queries": 10_000_000}]
-        job_id = client.submit("autoattack-digits-linf", {"model.job": training, "suite": suite})["id"]
-    wait_until(lambda: client.job(job_id)["progress"], what="the job to be at work")
-    assert client.cancel(job_id)["status"] == "cancelling"
+        job_id = client.submit("autoattack-digits-linf", {"model.job": training, "suite": suite}).id
+    wait_until(lambda: client.job(job_id).document["progress"], what="the job to be at work")
+    assert client.job(job_id).cancel().status == "cancelling"
     asked = time.monotonic()
     job = ends(client, job_id, "canceled")
     assert time.monotonic() - asked < 15
     assert job["reason"] == "canceled while it ran"
     assert job["result"] is None
     assert settings.workdir(job_id).exists()  # it may be resumed
-    after = client.submit("natural-digits", {"epochs": 1})["id"]
+    after = client.submit("natural-digits", {"epochs": 1}).id
     ends(client, after)
 
 
-def test_one_service_per_data_directory(start_embedded: Start, settings: Settings) -> None:
-    start_embedded()
+def test_one_service_per_data_directory(shared_embedded: tuple[Settings, Client]) -> None:
+    settings, _ = shared_embedded
     second = subprocess.run(
         [str(BIN / "dklbench"), "up", "--port", "0"],
         env={**os.environ, **settings.as_environment()},
@@ -126,9 +124,9 @@ def test_one_service_per_data_directory(start_embedded: Start, settings: Setting
     assert "Traceback" not in second.stderr
 
 
-def test_a_job_that_cannot_work_fails_with_a_sentence(start_embedded: Start, settings: Settings) -> None:
-    _, client = start_embedded()
-    job = ends(client, client.submit("natural-digits", {"dataset": "npz:mine"})["id"], "failed")
+def test_a_job_that_cannot_work_fails_with_a_sentence(shared_embedded: tuple[Settings, Client]) -> None:
+    settings, client = shared_embedded
+    job = ends(client, client.submit("natural-digits", {"dataset": "npz:mine"}).id, "failed")
     assert str(settings.datasets_dir / "mine_train.npz") in job["reason"]
     assert "put it there" in job["reason"]
     with pytest.raises(ServiceError, match="digits has 360 test images, found images=5000; ask for fewer"):

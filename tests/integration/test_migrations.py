@@ -17,7 +17,7 @@ from service import claims, healing, jobs
 from service.db import connect, migrate, migrating
 from service.tables import Base
 
-MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
+MIGRATIONS = Path(__file__).parent.parent.parent / "service" / "migrations"
 
 
 def move(engine: Engine, to: str) -> None:

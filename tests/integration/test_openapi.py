@@ -36,7 +36,7 @@ from service.in_print import packaged_documents
 from service.settings import Settings
 
 WITHOUT, READ, SUBMIT, ADMIN = "without a key", "read", "submit", "admin"
-EXAMPLES = 6
+EXAMPLES = 3
 """Per operation, caller, and good or bad input."""
 CHECKS = [
     not_a_server_error,

@@ -97,7 +97,7 @@ def test_a_database_that_is_away_makes_it_unready_but_alive(settings: Settings) 
 
 
 def test_a_database_that_was_not_migrated(settings: Settings) -> None:
-    assert failing(settings)["migrations"] == "the schema is none, this version needs 0004: run dklbench migrate"
+    assert failing(settings)["migrations"] == "the schema is none, this version needs 0005: run dklbench migrate"
 
 
 def test_a_broker_that_is_away(local: Settings) -> None:

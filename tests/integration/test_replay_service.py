@@ -72,15 +72,15 @@ def judged(served: Served, found: Evidence) -> str:
 def test_a_training_is_identical(served: Served) -> None:
     job = jobs.create(served.state.db, TRAIN)
     served.run(job.id)
-    report = replay(served.client, job.id, run=None, follow=lambda new: served.run(new["id"], seconds=7.0))
+    report = replay(served.client, job.id, run=None, follow=lambda new: served.run(new.id, seconds=7.0))
     assert (report.verdict, report.same, report.job) == ("identical", True, job.id)
-    assert served.client.job(report.rerun)["rerun_of"] == job.id
+    assert served.client.job(report.rerun).document["rerun_of"] == job.id
 
 
 def test_images_that_differ_are_counted_from_both_evidence_files(served: Served) -> None:
     job_id = judged(served, evidence())
     changed = evidence(broken_at=(-1, 1, 1, -1, -1))
-    report = replay(served.client, job_id, run=None, follow=lambda new: served.run(new["id"], JUDGED, changed))
+    report = replay(served.client, job_id, run=None, follow=lambda new: served.run(new.id, JUDGED, changed))
     assert (report.verdict, report.same) == ("differs", False)
     assert [(row.at, row.only_before, row.only_after) for row in report.images] == [
         *(("clean", 0, 0), ("Linf 0.1", 0, 2), ("Linf 0.2", 0, 1)),
@@ -92,7 +92,7 @@ def test_images_that_differ_are_counted_from_both_evidence_files(served: Served)
 
 def test_evidence_that_is_gone_is_said_to_be(served: Served) -> None:
     job_id = judged(served, evidence())
-    report = replay(served.client, job_id, run=None, follow=lambda new: served.run(new["id"], JUDGED))
+    report = replay(served.client, job_id, run=None, follow=lambda new: served.run(new.id, JUDGED))
     assert report.verdict == "same numbers"
     [sentence] = report.unknown
     assert "is no longer stored here" in sentence
@@ -107,4 +107,4 @@ def test_what_cannot_be_compared_is_refused(served: Served) -> None:
     with pytest.raises(ValueError, match="their recipes are not the same"):
         replay(served.client, waiting.id, run=other.id, follow=lambda new: None)
     with pytest.raises(ValueError, match="is canceled: canceled before it started"):
-        replay(served.client, waiting.id, run=None, follow=lambda new: jobs.cancel(served.state.db, new["id"]))
+        replay(served.client, waiting.id, run=None, follow=lambda new: jobs.cancel(served.state.db, new.id))

@@ -338,7 +338,8 @@ def dklbench(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
 
     class Here(client.Client):
         def __init__(self) -> None:
-            self.url, self._http = "http://testserver", http  # type: ignore[assignment]
+            super().__init__("http://testserver")
+            self._connection.http = http  # type: ignore[assignment]
 
         def __exit__(self, *_: object) -> None:
             pass

@@ -56,20 +56,20 @@ def start_worker(patient: Settings, processes: Processes) -> Callable[[str], sub
 
 
 def model_of(client: Client) -> str:
-    training = client.submit("ikl-at-digits", {"epochs": 3, "awp": None})["id"]
+    training = client.submit("ikl-at-digits", {"epochs": 3, "awp": None}).id
     ends(client, training)
     return training
 
 
 def evaluate(client: Client, training: str) -> str:
-    return client.submit("autoattack-digits-linf", {"model.job": training, **EVALUATION})["id"]
+    return client.submit("autoattack-digits-linf", {"model.job": training, **EVALUATION}).id
 
 
 def warm_up(client: Client) -> None:
     """Until both workers have loaded what they need, so that neither comes too late for a short evaluation."""
     seen: set[str] = set()
     while seen < {"a", "b"}:
-        small = [client.submit("natural-digits", {"epochs": 1})["id"] for _ in range(2)]
+        small = [client.submit("natural-digits", {"epochs": 1}).id for _ in range(2)]
         for job_id in small:
             ends(client, job_id)
             seen |= who(client, job_id)
@@ -79,9 +79,9 @@ def while_both_are_at_it(client: Client, training: str) -> str:
     """An evaluation that both work on now; on a busy machine one of them may be through before the other comes."""
     for _ in range(10):
         job_id = evaluate(client, training)
-        job = client.job(job_id)
+        job = client.job(job_id).document
         while len(job["workers"]) < 2 and job["status"] in {"queued", "running"}:
-            job = client.job(job_id)
+            job = client.job(job_id).document
         if job["status"] == "running":
             return job_id
     raise AssertionError("the second worker never came in time")
@@ -89,7 +89,7 @@ def while_both_are_at_it(client: Client, training: str) -> str:
 
 def verdict(client: Client, job_id: str, path: Path) -> tuple[dict[str, Any], Any]:
     result = ends(client, job_id)["result"]
-    client.download(job_id, "evidence", path)
+    client.job(job_id).download("evidence", path)
     evidence = read_evidence(path)
     arrays = (evidence.clean_correct, evidence.broken_at, evidence.stage, evidence.step, evidence.x8, evidence.x32)
     told = {field: value for field, value in result.items() if field not in NOT_ABOUT_THE_VERDICT}
@@ -98,7 +98,7 @@ def verdict(client: Client, job_id: str, path: Path) -> tuple[dict[str, Any], An
 
 def who(client: Client, job_id: str) -> set[str]:
     """The workers whose names are in the job's history."""
-    events = [event.data for event in client.watch(job_id) if event.kind in {"status", "joined"}]
+    events = [event.data for event in client.job(job_id).watch() if event.kind in {"status", "joined"}]
     return {event.get("worker") or event["actor"] for event in events} & {"a", "b"}
 
 
@@ -137,9 +137,9 @@ def test_a_hung_job_is_taken_back_and_its_process_killed(processes: Processes, s
 
 
 def _hang(client: Client) -> None:
-    hung = client.submit("natural-digits", {"dataset": "npz:pipe"})["id"]
-    wait_until(lambda: client.job(hung)["status"] == "running", what="the job to hang")
-    behind = client.submit("natural-digits", {"epochs": 1})["id"]
+    hung = client.submit("natural-digits", {"dataset": "npz:pipe"}).id
+    wait_until(lambda: client.job(hung).status == "running", what="the job to hang")
+    behind = client.submit("natural-digits", {"epochs": 1}).id
     job = ends(client, hung, "failed")
     assert "it made no progress for 15 s on worker" in job["reason"]
     ends(client, behind)
@@ -150,12 +150,12 @@ def test_a_draining_worker_finishes_and_takes_nothing_more(
 ) -> None:
     db = connect(settings.database)
     start_worker("a")
-    first = client.submit("natural-digits", {"epochs": 2})["id"]
-    wait_until(lambda: client.job(first)["status"] == "running", what="the first job to run")
+    first = client.submit("natural-digits", {"epochs": 2}).id
+    wait_until(lambda: client.job(first).status == "running", what="the first job to run")
     registry.drain(db, "a", caller=COMMAND_LINE)
     ends(client, first)
-    second = client.submit("natural-digits", {"epochs": 1})["id"]
+    second = client.submit("natural-digits", {"epochs": 1}).id
     time.sleep(3)
-    assert client.job(second)["status"] == "queued"
+    assert client.job(second).status == "queued"
     registry.resume(db, "a", caller=COMMAND_LINE)
     ends(client, second)

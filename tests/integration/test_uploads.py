@@ -20,8 +20,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from service import client as client_module
-from service import files, jobs, keys, uploads
+from service import client_files, files, jobs, keys, uploads
 from service.app import create_app
 from service.callers import COMMAND_LINE
 from service.client import Client, ServiceError
@@ -426,7 +425,7 @@ def served(settings: Settings, port: int = 0) -> Iterator[tuple[str, Service]]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "PART_BYTES", 2**20)
+    monkeypatch.setattr(client_files, "PART_BYTES", 2**20)
 
 
 @pytest.fixture
@@ -439,17 +438,17 @@ def model(tmp_path: Path) -> Path:
 def test_the_client_uploads_and_says_how_far_it_is(settings: Settings, model: Path) -> None:
     with served(settings) as (url, service), Client(url) as client:
         heard: list[tuple[int, int]] = []
-        finished = client.upload(model, lambda *progress: heard.append(progress))
-        assert (finished["sha256"], finished["name"], finished["finished"]) == (SHA256, model.name, True)
+        finished = client.send(model, lambda *progress: heard.append(progress))
+        assert finished == SHA256
         assert [there for there, _ in heard] == [*range(0, len(CONTENT), 2**20), len(CONTENT)]
         assert {size for _, size in heard} == {len(CONTENT)}
         assert service.state.artifacts.fetch(SHA256).read_bytes() == CONTENT
         heard.clear()
-        client.upload(model, lambda *progress: heard.append(progress))
+        client.send(model, lambda *progress: heard.append(progress))
         assert heard == [(len(CONTENT), len(CONTENT))]
         model.write_bytes(b"")
         with pytest.raises(ServiceError, match="size"):
-            client.upload(model)
+            client.send(model)
 
 
 @pytest.mark.usefixtures("quick")
@@ -465,7 +464,7 @@ def test_the_client_survives_a_service_that_restarts(settings: Settings, model: 
 
     def upload() -> None:
         with Client(f"http://127.0.0.1:{port}") as client:
-            done.append(client.upload(model, heard))
+            done.append(client.send(model, heard))
 
     sender = threading.Thread(target=upload)
     with served(settings, port):
@@ -474,7 +473,7 @@ def test_the_client_survives_a_service_that_restarts(settings: Settings, model: 
     time.sleep(0.2)
     with served(settings, port) as (_, service):
         sender.join(30)
-        assert [upload["finished"] for upload in done] == [True]
+        assert done == [SHA256]
         assert service.state.artifacts.fetch(SHA256).read_bytes() == CONTENT
 
 

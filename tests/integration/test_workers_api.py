@@ -51,8 +51,8 @@ def test_a_worker_tells_what_it_is_and_what_it_is_at(client: TestClient, db: Eng
     assert busy.pop("started_at") <= busy.pop("beat_at")
     assert busy == {
         **{"name": GPU.name, "host": "host", "pid": 4711, "device": "NVIDIA H200", "gpus": 1, "gpu_memory": 139.8},
-        **{"processes": 1, "versions": {"torch": "2.11.0"}, "queues": ["gpu", "night"], "draining": False},
-        **{"state": "working", "jobs": [job.id], "gpu_use": 0.97, "gpu_memory_used": 61.2},
+        **{"processes": 1, "versions": {"torch": "2.11.0"}, "queues": ["gpu", "night"], "plugins": {}},
+        **{"draining": False, "state": "working", "jobs": [job.id], "gpu_use": 0.97, "gpu_memory_used": 61.2},
     }
     assert client.get(f"/api/v1/jobs/{job.id}").json()["workers"] == [GPU.name]
 

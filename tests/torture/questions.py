@@ -69,9 +69,9 @@ def submit(client: Client, question: Question, ids: dict[str, str]) -> str:
     if question.parent:
         overrides[question.place_of_parent] = ids[question.parent]
     for job in client.jobs(limit=500):
-        if job["name"] == question.name and _asks(job["recipe"], overrides):
-            return str(job["id"])
-    return str(client.submit(question.name, overrides)["id"])
+        if job.name == question.name and _asks(job.document["recipe"], overrides):
+            return job.id
+    return client.submit(question.name, overrides).id
 
 
 def _asks(recipe: dict[str, Any], overrides: dict[str, Any]) -> bool:

@@ -140,7 +140,7 @@ class Run:
     def _outcome(self, question: Question) -> Outcome:
         job_id, reader = self._ids[question.title], self._readers[question.title]
         reader.join(30)
-        job = self._on.client.job(job_id)
+        job = self._on.client.job(job_id).document
         written = {event.id: event.payload for event in jobs.events(self._on.db, job_id)}
         names = {job_id: title for title, job_id in self._ids.items()}
         return Outcome(
@@ -162,7 +162,7 @@ class Run:
         path = folder / question.title.replace(" ", "-")
         kind: Literal["evidence", "checkpoint"] = "evidence" if question.kind == "evaluate" else "checkpoint"
         try:
-            self._on.client.download(job["id"], kind, path)
+            self._on.client.job(job["id"]).download(kind, path)
         except ServiceError as error:
             self.left.problems.append(f"{question.title}: {error}")
             return None
@@ -170,8 +170,8 @@ class Run:
 
     def _rows_twice(self) -> list[str]:
         """What is on the leaderboard more than once, or should not be; what is missing is a problem."""
-        board = self._on.client.leaderboard(dataset="digits", norm="Linf", eps=0.2)
-        found = Counter(row["job_id"] for row in board["rows"] if row["job_id"])
+        board = self._on.client.leaderboard(dataset="digits", threat_model="Linf", eps=0.2)
+        found = Counter(row.job_id for row in board.rows if row.job_id)
         expected = {self._ids[question.title] for question in self.questions if question.kind == "evaluate"}
         missing = expected - found.keys()
         self.left.problems += [f"the evaluation {job_id} is not on the leaderboard" for job_id in sorted(missing)]

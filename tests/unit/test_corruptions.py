@@ -317,8 +317,8 @@ def test_bad_recipes(changes: dict[str, Any], sentence: str) -> None:
 
 
 def test_a_zoo_model_for_corruptions_is_judged_by_them() -> None:
-    local = prepare(None, [], judged=Judged(zoo="cifar10/corruptions/Hendrycks2020AugMix_WRN"), workdir=None)
-    assert local.name == "corruptions-cifar10"
+    zoo = "cifar10/corruptions/Hendrycks2020AugMix_WRN"
+    local = prepare("corruptions-cifar10", [], judged=Judged(zoo=zoo), workdir=None)
     assert isinstance(local.recipe, EvaluateCorruptions)
     assert len(local.recipe.corruptions) == 15
 

@@ -130,4 +130,4 @@ def test_a_zoo_model_is_not_judged_on_other_classes() -> None:
 
 
 def test_the_refusal_names_the_way_out() -> None:
-    assert "dklbench evaluate --model my.models:net" in Function(function="my.models:net").refusal
+    assert "dklbench run RECIPE --model my.models:net" in Function(function="my.models:net").refusal

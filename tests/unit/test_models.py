@@ -22,6 +22,7 @@ from dkl.architectures import (
     SwishWideResNet,
     ThinResNet,
     TimmModel,
+    TorchvisionModel,
     WideResNet,
     show_model,
 )
@@ -402,7 +403,7 @@ def test_what_timm_cannot_build_gets_one_sentence(wanted, sentence):
 
 def test_without_timm_a_sentence_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # what Python itself does for a package that is absent
-    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[engine\]'"):
+    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[worker\]'"):
         build(TimmModel(name="resnet18"), channels=3, classes=7)
 
 
@@ -443,3 +444,53 @@ def test_a_checkpoint_as_repdistiller_saves_it_becomes_ours(tmp_path):
     assert (converted.notes, loaded.classes, loaded.architecture) == ((), 100, "resnet8x4")
     x = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded.model(x), network.eval()(x))
+
+
+# --- torchvision ------------------------------------------------------------------------------------------
+
+
+def test_a_torchvision_network_is_torchvisions_after_its_normalisation():
+    models = pytest.importorskip("torchvision.models")
+    normalisation = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+    torch.manual_seed(0)
+    ours = build(TorchvisionModel(name="shufflenet_v2_x0_5", normalisation=normalisation), channels=3, classes=7)
+    torch.manual_seed(0)
+    theirs = models.shufflenet_v2_x0_5(num_classes=7).eval()
+    x = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (normalisation.mean, normalisation.std))
+    assert torch.equal(ours.eval()(x), theirs((x - mean) / std))
+
+
+def test_torchvisions_networks_give_nothing_but_logits_in_training():
+    pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        network = build(TorchvisionModel(name="googlenet"), channels=3, classes=7)
+        assert network.train()(torch.rand(2, 3, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "channels", "sentence"),
+    [
+        ({"name": "resnet5"}, 3, "torchvision has no classifier 'resnet5'; did you mean resnet50"),
+        ({"name": "resnet18"}, 1, "take images of 3 channels, found 1; take the architecture from timm"),
+        (
+            {"name": "resnet18", "image_size": 32},
+            3,
+            "resnet18 takes images of any size; leave out model.image_size",
+        ),
+        ({"name": "vit_b_16", "image_size": 33}, 3, "torchvision cannot build vit_b_16: Input shape indivisible"),
+        ({"name": "regnet_x_8gf"}, 3, "take it from timm, which has the RegNets as well"),
+    ],
+)
+def test_what_torchvision_cannot_build_gets_one_sentence(wanted, channels, sentence):
+    pytest.importorskip("torchvision.models")
+    with torch.device("meta"), pytest.raises(ValueError, match=sentence):
+        build(TorchvisionModel(**wanted), channels=channels, classes=7)
+
+
+def test_a_vision_transformer_of_torchvision_has_to_know_the_size():
+    pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        network = build(TorchvisionModel(name="vit_b_16"), channels=3, classes=7)
+        with pytest.raises(ValueError, match="built for images of 224 x 224 pixels, found 32 x 32; set"):
+            network(torch.rand(2, 3, 32, 32))

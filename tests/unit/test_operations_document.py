@@ -95,9 +95,3 @@ def test_the_pauses_are_as_said() -> None:
     assert minutes[:3] == [1, 5, 15]
     assert [each // 60 for each in minutes[3:]] == [1, 3, 6, 12]
     assert "after 1, 5 and 15 minutes and 1, 3, 6 and 12 hours" in " ".join(TEXT.split())
-
-
-def test_the_compose_example_is_the_one_in_the_file() -> None:
-    first = (DOCUMENT.parent.parent / "docker-compose.yml").read_text().split("\n\n")[0]
-    for line in re.findall(r"^#   (.+)$", first, re.MULTILINE):
-        assert line in TEXT

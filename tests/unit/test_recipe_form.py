@@ -205,7 +205,7 @@ def test_the_model_to_judge_is_chosen_among_what_a_service_can_get() -> None:
     document = changed("autoattack-digits-linf", **{"model.is": "zoo", "model.zoo.zoo": "x", "model.job.job": "a"})
     assert document["model"] == {"zoo": "x"}
     [model] = [field for field in recipe_form("evaluate").show(document, {}) if field.path == "model"]
-    assert model.choices == ("job", "checkpoint", "zoo", "timm")
+    assert model.choices == ("job", "checkpoint", "zoo", "timm", "torchvision")
     assert [member.tag for member in model.members if member.chosen] == ["zoo"]
     again = changed("autoattack-digits-linf", **{"model.is": "checkpoint", "model.checkpoint.checkpoint": ""})
     fields = {field.path: field for field in in_use(recipe_form("evaluate").show(again, {}))}
@@ -348,7 +348,10 @@ def test_an_import_is_a_command_where_the_command_can_say_it() -> None:
     command = upload_command(recipe, body, "http://127.0.0.1:8000")
     assert command is not None
     name, options = typed_command(command.replace("FILE", "/etc/hostname"))
-    assert (name, options["dataset"], options["entry"]) == ("upload", "digits", "a b")
+    assert (name, options["dataset"], options["entry"]) == ("evaluate", "digits", "a b")
     assert json.loads(options["architecture"]) == {"kind": "cnn", "width": 8}
-    assert options["evaluate"] == "autoattack-digits-linf"
+    assert (options["words"], options["recipe"]) == (["/etc/hostname"], "autoattack-digits-linf")
+    alone = upload_command(recipe, {"recipe": body["recipe"]}, "http://127.0.0.1:8000")
+    assert alone is not None
+    assert typed_command(alone)[0] == "upload"
     assert upload_command(recipe, {**body, "priority": 1}, "http://127.0.0.1:8000") is None

@@ -1,5 +1,7 @@
 """From a model source to a model: checkpoints, functions, timm's models and RobustBench's; all without network."""
 
+import dataclasses
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -158,7 +160,7 @@ def test_a_function_makes_the_model(module: Path) -> None:
 
 def test_a_function_is_not_called_unless_that_is_allowed(module: Path) -> None:
     module.write_text("raise SystemExit('imported')")
-    with pytest.raises(ValueError, match=r"a service runs no code.*dklbench evaluate --model my_defences:net"):
+    with pytest.raises(ValueError, match=r"a service runs no code.*dklbench run RECIPE --model my_defences:net"):
         loaded({"function": "my_defences:net"}, module.parent)
 
 
@@ -183,7 +185,7 @@ TIMM = {"timm": "resnet18.a1_in1k"}
 
 def test_without_timm_a_sentence_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)  # what Python itself does for a package that is absent
-    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[engine\]'"):
+    with pytest.raises(ValueError, match=r"need the package timm: pip install 'dkl-bench\[worker\]'"):
         loaded(TIMM, tmp_path)
 
 
@@ -231,6 +233,82 @@ def test_an_unknown_timm_name_offers_the_closest(tmp_path: Path) -> None:
     for name in ("resnet18.a1_in2k", "resnet_18"):
         with pytest.raises(ValueError, match=rf"timm has no pretrained model '{name}'; did you mean .*resnet18"):
             loaded({"timm": name}, tmp_path)
+
+
+# --- torchvision ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights of a small network, called as torchvision calls files: by the beginning of their sha256."""
+    models = pytest.importorskip(
+        "torchvision.models", reason="torchvision is not installed: pip install -e '.[dev]'"
+    )
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    weights = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(models.shufflenet_v2_x0_5(weights=None).state_dict(), tmp_path / "weights")
+    sha256 = hashlib.sha256((tmp_path / "weights").read_bytes()).hexdigest()
+    url = f"http://127.0.0.1:9/shufflenetv2_x0.5-{sha256[:10]}.pth"
+    monkeypatch.setattr(weights, "_value_", dataclasses.replace(weights.value, url=url))
+    return (tmp_path / "weights").rename(tmp_path / url.rpartition("/")[2])
+
+
+TORCHVISION = {"torchvision": "shufflenet_v2_x0_5.IMAGENET1K_V1"}
+
+
+@pytest.mark.parametrize("place", ["torch/hub/checkpoints", "torchvision"])
+def test_a_torchvision_model_from_torchs_cache_or_ours(place: str, published: Path, tmp_path: Path) -> None:
+    from torchvision import models
+
+    (tmp_path / place).mkdir(parents=True)
+    path = published.rename(tmp_path / place / published.name)
+    before = torch.get_rng_state()
+    found = loaded(TORCHVISION, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (found.architecture, found.channels, found.classes) == (TORCHVISION["torchvision"], 3, 1000)
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found.preprocessing.startswith("resize 256 bilinear, crop 224, normalise mean (0.485, 0.456, 0.406)")
+    weights = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
+    theirs = models.shufflenet_v2_x0_5(weights=None)
+    theirs.load_state_dict(torch.load(path, weights_only=True))
+    x = torch.rand(2, 3, 300, 270)
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(x), theirs.eval()(weights.transforms()(x)))
+    assert "get_state_dict" not in vars(weights)
+
+
+def test_a_torchvision_file_that_is_not_what_its_name_says(published: Path, tmp_path: Path) -> None:
+    path = tmp_path / "torch" / "hub" / "checkpoints" / published.name
+    path.parent.mkdir(parents=True)
+    torch.save({"w": torch.zeros(3)}, path)
+    with pytest.raises(
+        DownloadError, match=r"which should begin with \w+ as its name says; delete it to fetch it"
+    ):
+        loaded(TORCHVISION, tmp_path)
+
+
+def test_a_torchvision_model_without_a_network_is_one_sentence(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=rf"cannot fetch http://127\.0\.0\.1:9/{published.name}"):
+        loaded(TORCHVISION, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("resnet_18.IMAGENET1K_V1", "torchvision has no classifier 'resnet_18'; did you mean resnet18"),
+        (
+            "resnet50.IMAGENET1K_V3",
+            "has no weights 'resnet50.IMAGENET1K_V3'; it has resnet50.IMAGENET1K_V1, resnet50.",
+        ),
+        ("mnasnet0_75.DEFAULT", "names no weights of torchvision; write ARCHITECTURE.WEIGHTS"),
+        ("resnet18", "names no weights of torchvision; write ARCHITECTURE.WEIGHTS: resnet18.IMAGENET1K_V1"),
+    ],
+)
+def test_torchvision_names_that_are_none(name: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        loaded({"torchvision": name}, tmp_path)
 
 
 # --- RobustBench ------------------------------------------------------------------------------------------

@@ -1,13 +1,28 @@
 """What a terminal says about the end of a job."""
 
+from io import StringIO
+
 import pytest
+from rich.console import Console
 from samples import BATCH, DISTILLED, EPOCH, JUDGED, TRAINED
 
 from dkl.catalog import RECIPES
 from dkl.events import Adjusted, EvaluateResult, Finished
 from dkl.events import Event as Said
+from service import terminal_bars
 from service.client import Event
-from service.terminal import Bars, console, jobs_table, leaderboard_table, recipes_table, workers_table
+from service.terminal import console
+from service.terminal_bars import Bars
+from service.terminal_tables import jobs_table, leaderboard_table, recipes_table, workers_table
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> StringIO:
+    """What a terminal on standard error gets."""
+    written = StringIO()
+    seen = Console(file=written, force_terminal=True, width=160, highlight=False)
+    monkeypatch.setattr(terminal_bars, "notes", seen)
+    return written
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +137,33 @@ def test_a_natural_training_has_fewer_columns(capsys: pytest.CaptureFixture[str]
     assert line.split() == ["1/2", "0.5000", "90.0%", "0.1", "1,000", "1.0", "s"]
 
 
-def test_epochs_of_several_jobs_stay_in_their_bars(capsys: pytest.CaptureFixture[str]) -> None:
-    out = printed([ADVERSARIAL], capsys)
-    assert "images/s" not in out
-    assert "epoch 7 of 60: loss 1.250, clean 90.0%, adversarial 30.1%" in out
+def test_epochs_of_several_jobs_stay_in_their_bars(terminal: StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed([ADVERSARIAL], capsys) == ""
+    assert "epoch 7 of 60: loss 1.250, clean 90.0%, adversarial 30.1%" in terminal.getvalue()
+
+
+def test_a_file_gets_the_lines_while_the_terminal_gets_the_bars(
+    terminal: StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = printed([ADVERSARIAL, TRAINED], capsys, title="mine", epochs=True)
+    assert [line.split()[0] for line in out.splitlines()] == ["epoch", "7/60", "mine:"]
+    assert "trained: 95.0% clean" in out
+    assert "trained" in terminal.getvalue()
+    assert "7/60" not in terminal.getvalue()
+
+
+def test_without_a_terminal_there_are_no_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bars() as bars:
+        bars.follow(bars.add("mine"), [Event("progress", {"done": 1, "total": 2, "phase": "epoch 1 of 2"})])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_program_has_standard_output_for_itself(terminal: StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    with Bars(epochs=True, quiet=True) as bars:
+        finished = [Event(e.kind, e.model_dump(mode="json")) for e in (ADVERSARIAL, TRAINED)]
+        bars.follow(bars.add("mine"), finished)
+    assert capsys.readouterr().out == ""
+    assert "7/60" in terminal.getvalue()
 
 
 def test_what_was_adjusted_is_said(capsys: pytest.CaptureFixture[str]) -> None:
