@@ -22,6 +22,7 @@ from service import (
     api_comparisons,
     api_distillation,
     api_exports,
+    api_health,
     api_keys,
     api_reported,
     api_uploads,
@@ -68,7 +69,7 @@ _SENT_AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
 _log = logging.getLogger(__name__)
 _INTERFACES = (
     *(api, api_comparisons, api_uploads, api_verifications, api_exports, api_reported, api_keys, api_webhooks),
-    *(api_workers, api_distillation, health, metrics),
+    *(api_workers, api_distillation, api_health, metrics),
 )
 _PAGES = (
     *(leaderboard_page, entry_page, pictures, compare_page, distillation_page, docs_page, jobs_page, job_page),

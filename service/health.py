@@ -1,7 +1,7 @@
-"""GET /livez: this process answers. GET /readyz: and it could do what it is asked.
+"""Whether this process could do what it is asked: the checks behind GET /readyz and `dklbench doctor`.
 
-Orchestrators ask them without a key, so they tell no secret and no name, and they cannot be used to cause load:
-the checks run at most once a second, each in one thread at most, however often and however long somebody asks.
+They tell no secret and no name, and cannot be used to cause load: they run at most once a second, each in one thread
+at most, however often and however long somebody asks.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from typing import Literal
 
 import redis
-from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,7 +23,6 @@ from service.settings import Settings
 from service.space import enough_space
 from service.tables import Worker
 
-router = APIRouter()
 _log = logging.getLogger(__name__)
 CHECK_SECONDS = 3.0
 """A check that takes longer has failed."""
@@ -43,31 +41,12 @@ class Check(BaseModel):
     """One sentence: what was found."""
 
 
-class Liveness(BaseModel):
-    status: Literal["ok"] = "ok"
-
-
 class Readiness(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     status: Literal["ok", "unavailable"]
     checks: dict[str, Check]
     """database, migrations, broker, storage; workers is there to be read, and makes nothing unavailable."""
-
-
-@router.get("/livez")
-async def livez() -> Liveness:
-    """Whether this process answers. It asks nobody else."""
-    return Liveness()
-
-
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "A check has failed; it says which"}})
-async def readyz(request: Request, response: Response) -> Readiness:
-    """Whether the database, its schema, the broker and the store would let this process do its work."""
-    checks: Checks = request.app.state.checks
-    readiness = await checks.look()
-    response.status_code = 200 if readiness.status == "ok" else 503
-    return readiness
 
 
 class Checks:

@@ -1,6 +1,7 @@
 """What is built holds what it needs and nothing else, and what `pip install` brings of it works without this
 repository: the client alone, the service with its extra."""
 
+import json
 import os
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def only(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         names = folder / f"{extras or 'base'}.txt"
         if not names.exists():
             names.write_text("\n".join(refused(unpacked, extras)))
-            assert "torch" in names.read_text().split()
+            assert ("torch" in names.read_text().split()) == ("worker" not in extras)
         return [sys.executable, str(ROOT / "tests" / "only_required.py"), str(unpacked), str(names)]
 
     return command
@@ -180,6 +181,12 @@ def test_a_command_without_its_extra_says_what_to_install(
     (sentence,) = said.stderr.strip().splitlines()
     assert sentence.startswith("error: ")
     assert sentence.endswith(f"not installed here: pip install 'dkl-bench[{needs}]'")
+
+
+def test_a_host_of_workers_alone_has_its_doctor(ask: Run) -> None:
+    said = ask("worker", "doctor", "--json")
+    assert not said.stderr
+    assert {"database", "torch"} <= {finding["check"] for finding in json.loads(said.stdout)["findings"]}
 
 
 def test_the_base_asks_a_service_that_runs_without_torch(
