@@ -1,4 +1,4 @@
-"""GET /livez: this process answers. GET /readyz: and it could do what it is asked. Orchestrators ask without a key."""
+"""GET /livez: this process answers. GET /readyz: and it could do what it is asked. Neither needs a key."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
 """Whether this process could do what it is asked: the checks behind GET /readyz and `dklbench doctor`.
 
-They tell no secret and no name, and cannot be used to cause load: they run at most once a second, each in one thread
-at most, however often and however long somebody asks.
+They tell no secret and no name, and cannot be used to cause load: they run at most once a second, each in one
+thread at most, however often and however long somebody asks.
 """
 
 import asyncio
