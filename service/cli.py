@@ -12,6 +12,7 @@ from service import (
     commands_keys,
     commands_local,
     commands_operations,
+    commands_reproduce,
     commands_robustbench,
     commands_service,
     commands_upload,
@@ -35,6 +36,7 @@ for commands in (
     commands_keys,
     commands_upload,
     commands_robustbench,
+    commands_reproduce,
 ):
     app.add_typer(commands.app)
 

@@ -196,6 +196,10 @@ class Client:
     def recipes(self) -> list[dict[str, Any]]:
         return self._json("GET", "/api/v1/recipes")
 
+    def study(self, name: str) -> dict[str, Any]:
+        """TABLE-BUDGET, a table of the IKL-AT paper at one budget: published beside measured, every row's jobs."""
+        return self._json("GET", f"/api/v1/studies/{name}")
+
     def leaderboard(self, **query: Any) -> dict[str, Any]:
         """One board with its rows; `query`: dataset, norm, eps, sort, search, page, limit."""
         return self._json("GET", "/api/v1/leaderboard", params=query)
