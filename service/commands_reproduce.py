@@ -234,24 +234,23 @@ def _show(bars: Progress, of_rows: dict[str, TaskID], row: Row) -> None:
 
 
 def study_table(found: Study, rows: Sequence[Row]) -> Table:
-    """Published beside measured, accuracies in percent; fits into 100 columns."""
+    """Published beside measured, accuracies in percent; fits into 90 columns."""
     same_data = found["dataset"] == found["published_dataset"]
     table = Table(
         title=f"{found['title']}: {found['table_title']}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
-    table.add_column("method", overflow="fold")
-    for heading in ("published", "clean", "robust", "95 %", "images"):
+    table.add_column("method", min_width=12)
+    for heading in ("published", "clean", "robust", "95 %", "difference" if same_data else "ahead", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("difference" if same_data else f"ahead of {found['reference']}", justify="right")
-    table.add_column("time", justify="right", no_wrap=True)
     for row in rows:
         table.add_row(escape(row["method"]), *_cells(row, same_data))
+    images = ", ".join(sorted({str(row["images"]) for row in rows if row["images"]}))
     captions = [
-        "in percent; published: clean / AutoAttack; time: of training",
+        f"in percent, robust on {images or 'no'} images; published: clean / AutoAttack; time: of training",
         "difference: robust accuracy, measured less published"
         if same_data
-        else f"published on {found['published_dataset']}, measured on {found['dataset']}; ahead of "
-        f"{found['reference']}: robust accuracy, published / measured",
+        else f"published on {found['published_dataset']}, measured on {found['dataset']}; ahead: of "
+        f"{found['reference']} in robust accuracy, published / measured",
         f"it can say: {found['can_say']}",
         f"it cannot say: {found['cannot_say']}",
     ]
@@ -264,10 +263,10 @@ def _cells(row: Row, same_data: bool) -> Iterator[str]:
     printed, interval = row["published"], row["robust_interval"]
     yield f"{_percent(printed['clean_accuracy'])} / {_percent(printed['robust_accuracy'])}" if printed else ""
     if row["robust_accuracy"] is None:
-        yield from (row["state"], "", "", "")
+        yield from (row["state"], "", "")
     else:
         yield from (_percent(row["clean_accuracy"]), f"[bold]{_percent(row['robust_accuracy'])}")
-        yield from (f"{_percent(interval[0])}..{_percent(interval[1])}", str(row["images"]))
+        yield f"{_percent(interval[0])}..{_percent(interval[1])}"
     here = row["robust_difference"] if same_data else row["measured_lead"]
     yield _points(here) if same_data else f"{_points(row['published_lead'])} / {_points(here)}"
     seconds = row["training"] and row["training"]["seconds"]

@@ -132,7 +132,11 @@ TABLES: dict[int, Table] = {
             Row("GKL-AT, 50M generated", "gkl-at-cifar100-wrn-28-10-50m"),
             Row("TRADES", "trades-cifar100-wrn-34-10"),
             Row("TRADES-AWP", "trades-awp-cifar100-wrn-34-10"),
-            Row("TRADES-AWP, growing radius", "trades-awp-cifar100-wrn-34-10-dkl", note="The paper's baseline."),
+            Row(
+                "TRADES-AWP, baseline",
+                "trades-awp-cifar100-wrn-34-10-dkl",
+                note="The paper's baseline, whose radius grows.",
+            ),
             Row("PGD-AT", "pgd-at-cifar100-preact-resnet-18", note="Published for PreActResNet-18."),
             Row(
                 "MART",
@@ -191,11 +195,10 @@ def study_names() -> list[str]:
 @cache
 def study(name: str) -> Study:
     """The study called TABLE-BUDGET; UnknownStudyError names those that there are."""
-    number, _, budget_name = name.partition("-")
-    table = TABLES.get(int(number)) if number.isascii() and number.isdigit() else None
-    budget = BUDGETS.get(budget_name)
-    if table is None or budget is None:
+    if name not in study_names():
         raise UnknownStudyError(f"there is no study {name!r}; there are {', '.join(study_names())}")
+    number, _, budget_name = name.partition("-")
+    table, budget = TABLES[int(number)], BUDGETS[budget_name]
     rows: list[Planned] = []
     left_out: list[LeftOut] = []
     for row in table.rows:
