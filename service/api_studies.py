@@ -8,7 +8,7 @@ from service import studies
 from service.access import needs
 from service.problems import ANSWERS, Problem
 from service.state import state_of
-from service.studies import StudySummary, StudyView
+from service.study_views import StudySummary, StudyView
 
 router = APIRouter(prefix="/api/v1", responses=ANSWERS, dependencies=[needs("leaderboard")])
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such study"}}

@@ -4,10 +4,8 @@ A job belongs to a row because it has the fingerprint of the row's recipe, whoev
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import lazyload
 
@@ -18,116 +16,11 @@ from dkl.catalog.studies import LeftOut, Planned, Study, study, study_names
 from dkl.datasets import show_name
 from dkl.recipes import fingerprint
 from service.db import reading
+from service.study_views import MissingRow, PublishedNumbers, State, StudyJob, StudyRow, StudySummary, StudyView
 from service.tables import Job
 
-State = Literal["missing", "queued", "training", "trained", "judging", "succeeded", "failed", "canceled"]
 _PREFERRED = ("succeeded", "running", "queued", "cancelling", "failed", "canceled")
 """Of several jobs with one question, the one that is furthest stands for it."""
-
-
-class _View(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-
-class PublishedNumbers(_View):
-    """Fractions; the robust accuracy is under AutoAttack standard."""
-
-    clean_accuracy: float
-    robust_accuracy: float
-    source: str
-    url: str
-
-
-class StudyJob(_View):
-    id: str
-    status: str
-    progress: dict[str, JsonValue] | None
-    seconds: float | None
-    """That it took, where it has succeeded."""
-
-
-class StudyRow(_View):
-    """A method: what is published, and what was measured at the study's budget. Accuracies are fractions."""
-
-    method: str
-    recipe: str
-    """Its name in the catalogue."""
-    about: str
-    """What is known of that recipe, and what is not."""
-    note: str
-    in_table: bool
-    """Whether the paper's table prints it."""
-    overrides: dict[str, JsonValue]
-    """What the budget changes of the recipe."""
-    judge: str
-    judge_overrides: dict[str, JsonValue]
-    """The evaluation of its model, and what the budget changes of that."""
-    published: PublishedNumbers | None
-    state: State
-    """missing: nobody has submitted it. trained: its model waits for an evaluation that nobody has submitted."""
-    training: StudyJob | None
-    evaluation: StudyJob | None
-    architecture: str
-    images: int | None = None
-    """Test images behind the robust accuracy."""
-    clean_accuracy: float | None = None
-    clean_interval: tuple[float, float] | None = None
-    robust_accuracy: float | None = None
-    robust_interval: tuple[float, float] | None = None
-    """95 % Wilson score intervals."""
-    protocol: str | None = None
-    """By which attacks, and how."""
-    clean_difference: float | None = None
-    robust_difference: float | None = None
-    """Measured less published; absent where the two are of different data sets."""
-    published_lead: float | None = None
-    measured_lead: float | None = None
-    """Robust accuracy less that of the study's reference row, as published and as measured."""
-
-
-class MissingRow(_View):
-    method: str
-    recipe: str
-    published: PublishedNumbers | None
-    reason: str
-
-
-class StudyView(_View):
-    """A table of the IKL-AT paper at one budget."""
-
-    name: str
-    """TABLE-BUDGET, as in addresses."""
-    title: str
-    table: int
-    table_title: str
-    budget: str
-    about: str
-    """What is trained and judged at this budget, in sentences."""
-    can_say: str
-    cannot_say: str
-    dataset: str
-    """What is trained and judged on."""
-    published_dataset: str
-    """What the published numbers are of."""
-    reference: str
-    """The method that leads are over."""
-    rows: list[StudyRow]
-    left_out: list[MissingRow]
-    """Rows of the table that this budget has no way to train."""
-    finished: int
-    """Rows that are trained and judged."""
-    seconds: float
-    """That their jobs took, all together."""
-
-
-class StudySummary(_View):
-    name: str
-    title: str
-    table_title: str
-    budget: str
-    about: str
-    rows: int
-    finished: int
 
 
 # --- finding ----------------------------------------------------------------------------------------------
@@ -176,20 +69,12 @@ def every(db: Engine) -> list[StudySummary]:
     ]
 
 
-@cache
-def _question(recipe: str, study_name: str) -> str:
-    """The fingerprint of a row's recipe."""
-    return next(fingerprint(row.recipe) for row in study(study_name).rows if row.row.recipe == recipe)
-
-
 class _Jobs:
     """Trainings of rows and evaluations of their models, in two queries."""
 
     def __init__(self, db: Engine, studies: Iterable[Study]) -> None:
-        self._questions = {
-            id(planned): _question(planned.row.recipe, one.name) for one in studies for planned in one.rows
-        }
-        trainings = select(Job).where(Job.fingerprint.in_(set(self._questions.values())), Job.kind == "train")
+        questions = {planned.question for one in studies for planned in one.rows}
+        trainings = select(Job).where(Job.fingerprint.in_(questions), Job.kind == "train")
         with reading(db) as session:
             found = session.scalars(trainings.options(lazyload(Job.seats))).all()
             judged = select(Job).where(Job.parent_id.in_([job.id for job in found]), Job.kind == "evaluate")
@@ -200,7 +85,7 @@ class _Jobs:
     def of(self, planned: Planned) -> tuple[Job | None, Job | None]:
         """The row's training and the evaluation of its model: of several, those that are furthest, the newest."""
         pairs = []
-        for training in self._trainings.get(self._questions[id(planned)], []):
+        for training in self._trainings.get(planned.question, []):
             wanted = fingerprint(planned.judge.of(training.id))
             judged = [job for job in self._evaluations.get(training.id, []) if job.fingerprint == wanted]
             pairs.append((training, min(judged, key=_order, default=None)))

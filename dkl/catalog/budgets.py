@@ -133,7 +133,7 @@ BUDGETS: dict[str, Budget] = {
     for budget in (
         Budget(
             "smoke",
-            about="64 training images, one epoch, 8 test images: about two minutes on two CPU cores.",
+            about="64 training images, one epoch, 8 test images; about a minute on two CPU cores.",
             can_say="Whether every method trains and is judged on this installation.",
             cannot_say="Anything about any method: the accuracies are noise.",
             cut=Cut(

@@ -13,7 +13,7 @@ from dkl.catalog import RECIPES, named, resolve
 from dkl.catalog.budgets import BUDGETS, Budget
 from dkl.catalog.entries import DKL_PAPER, Published
 from dkl.explain import InvalidRecipeError
-from dkl.recipes import Recipe, Train
+from dkl.recipes import Recipe, Train, fingerprint
 
 
 class UnknownStudyError(LookupError):
@@ -61,6 +61,8 @@ class Planned:
     overrides: Mapping[str, Any]
     """What the budget changes of the row's recipe; none of them could be left out."""
     recipe: Train
+    question: str
+    """Its fingerprint."""
     judge: Judge
     published: Published | None
     """What the table prints, or else what the catalogue compares the recipe with."""
@@ -220,7 +222,7 @@ def _planned(row: Row, table: Table, budget: Budget) -> Planned:
         if _makes(row.recipe, fewer, recipe):
             overrides = fewer
     published = _published(row, table)
-    return Planned(row, overrides, recipe, _judge(recipe, budget, published), published)
+    return Planned(row, overrides, recipe, fingerprint(recipe), _judge(recipe, budget, published), published)
 
 
 def _makes(name: str, overrides: Mapping[str, Any], recipe: Train) -> bool:

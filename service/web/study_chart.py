@@ -1,7 +1,7 @@
 """The picture of a study: a lane per method, a ring for what is published, a dot with its interval for what was
 measured."""
 
-from service.studies import StudyRow, StudyView
+from service.study_views import StudyRow, StudyView
 from service.web.dots import DotPlot, Lane, Mark, Reference, dot_plot
 
 

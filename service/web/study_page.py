@@ -8,7 +8,7 @@ from service import studies
 from service.access import needs
 from service.leaderboard import NothingThereError
 from service.state import state_of
-from service.studies import StudyRow, StudyView
+from service.study_views import StudyRow, StudyView
 from service.web.commands import submit_command
 from service.web.dots import svg_file
 from service.web.study_chart import picture

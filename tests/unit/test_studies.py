@@ -11,7 +11,7 @@ from dkl.catalog.studies import Planned, UnknownStudyError, study
 from dkl.events import Event, Progress
 from service import claims, jobs, studies
 from service.callers import COMMAND_LINE
-from service.studies import StudyRow
+from service.study_views import StudyRow
 from service.tables import Job
 from service.web.study_chart import picture
 
