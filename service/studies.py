@@ -84,12 +84,18 @@ class _Jobs:
 
     def of(self, planned: Planned) -> tuple[Job | None, Job | None]:
         """The row's training and the evaluation of its model: of several, those that are furthest, the newest."""
+
+        def order(pair: tuple[Job, Job | None]) -> tuple[object, ...]:
+            training, evaluation = pair
+            is_done = evaluation is not None and evaluation.status == "succeeded"
+            return not is_done, _order(training), _order(evaluation)
+
         pairs = []
         for training in self._trainings.get(planned.question, []):
             wanted = fingerprint(planned.judge.of(training.id))
             judged = [job for job in self._evaluations.get(training.id, []) if job.fingerprint == wanted]
             pairs.append((training, min(judged, key=_order, default=None)))
-        return min(pairs, key=lambda pair: (_order(pair[1]), _order(pair[0])), default=(None, None))
+        return min(pairs, key=order, default=(None, None))
 
 
 def _grouped(jobs: Sequence[Job], by: str) -> Mapping[str, list[Job]]:

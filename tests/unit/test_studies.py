@@ -116,6 +116,17 @@ def test_of_several_jobs_the_furthest_stands_for_the_row(db: Engine) -> None:
     assert found.robust_accuracy == 0.2
 
 
+def test_a_trained_model_counts_more_than_a_failure_that_was_to_be_judged(db: Engine) -> None:
+    first, _ = submit(db, "3-tiny", IKL)
+    claims.fail(db, run(db, first), "the disk is full")
+    by_hand = jobs.create(db, planned("3-tiny", IKL).recipe)
+    finish(db, by_hand)
+    found = row(db, "3-tiny", IKL)
+    assert found.state == "trained"
+    assert found.training is not None
+    assert found.training.id == by_hand.id
+
+
 def test_differences_where_the_data_are_the_same(db: Engine) -> None:
     judged(db, "3-tiny", IKL, 0.40, 0.20)
     judged(db, "3-tiny", TRADES, 0.45, 0.17)
