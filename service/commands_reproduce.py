@@ -4,24 +4,24 @@ What is in the ledger already is not run again: the service says of every row ho
 """
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from service import logs
-from service.client import Client, ServiceError
 from service.options import Url, client_of
-from service.settings import Settings, settings
-from service.study_table import Row, Study, study_table
 from service.terminal import console
+
+if TYPE_CHECKING:  # no other command waits for these
+    from service.client import Client
+    from service.settings import Settings
+    from service.study_table import Row, Study
 
 app = typer.Typer()
 _LOST = frozenset({"failed", "canceled"})
@@ -57,6 +57,8 @@ def reproduce(
     """Run every method of a table of the paper at one budget, and print published beside measured.
     Rows that are finished are not run again; Ctrl-C and a second call go on where the first one was."""
     from dkl.catalog.studies import study
+    from service.client import ServiceError
+    from service.study_table import study_table
 
     asked = study_name(table, budget)
     _require_svg(plot)
@@ -91,12 +93,18 @@ def study_name(table: int, budget: str) -> str:
 
 
 @contextmanager
-def _service(url: str | None, dataset: str, *, up: bool) -> Iterator[Client]:
+def _service(url: str | None, dataset: str, *, up: bool) -> Iterator["Client"]:
     """A client of the service that answers, or, with `up`, of one that runs as long as the context."""
+    from service.settings import settings
+
     if not up or _answers(url or settings().url):
         with client_of(url) as client:
             yield client
         return
+    import logging
+
+    from service import logs
+    from service.client import Client
     from service.commands_service import served
     from service.embedded import free_port
 
@@ -120,7 +128,7 @@ def _answers(url: str) -> bool:
     return True
 
 
-def _require_data(chosen: Settings, dataset: str) -> None:
+def _require_data(chosen: "Settings", dataset: str) -> None:
     """DatasetError, which says where to put it, before forty jobs say so; downloads it where that is possible."""
     from dkl.datasets import load
 
@@ -132,7 +140,7 @@ def _require_data(chosen: Settings, dataset: str) -> None:
 # --- running ------------------------------------------------------------------------------------------------
 
 
-def _run(client: Client, name: str, only: Sequence[str]) -> Study:
+def _run(client: "Client", name: str, only: Sequence[str]) -> "Study":
     """Submit what is missing, and draw what goes on until every chosen row has ended; the study as it is then."""
     found = client.study(name)
     for row in _chosen(found, only):
@@ -156,7 +164,7 @@ def _run(client: Client, name: str, only: Sequence[str]) -> Study:
             time.sleep(_POLL_SECONDS)
 
 
-def _go_on(client: Client, row: Row) -> None:
+def _go_on(client: "Client", row: "Row") -> None:
     """See to it that the row is trained and judged: queue what nobody has, take up what has failed or was
     canceled. This is all that a study ever asks the service to do."""
     training, evaluation = row["training"], row["evaluation"]
@@ -171,8 +179,10 @@ def _go_on(client: Client, row: Row) -> None:
         client.submit(judge, {**changes, "model.job": training["id"]})
 
 
-def _resumed(client: Client, job: Mapping[str, Any]) -> bool:
+def _resumed(client: "Client", job: Mapping[str, Any]) -> bool:
     """Whether the job goes on; not where its files are gone, or it is somebody else's."""
+    from service.client import ServiceError
+
     try:
         client.resume_job(job["id"])
     except ServiceError as error:
@@ -181,7 +191,7 @@ def _resumed(client: Client, job: Mapping[str, Any]) -> bool:
     return True
 
 
-def _chosen(found: Study, only: Sequence[str]) -> list[Row]:
+def _chosen(found: "Study", only: Sequence[str]) -> "list[Row]":
     """The rows to run; ValueError for a name that none has."""
     names = {word.casefold() for word in only}
     known = {name for row in found["rows"] for name in (row["method"].casefold(), row["recipe"])}
@@ -191,7 +201,7 @@ def _chosen(found: Study, only: Sequence[str]) -> list[Row]:
     return [row for row in found["rows"] if not names or names & {row["method"].casefold(), row["recipe"]}]
 
 
-def _failures(client: Client, rows: Sequence[Row]) -> list[str]:
+def _failures(client: "Client", rows: "Sequence[Row]") -> list[str]:
     """What stopped rows, each reason once."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
@@ -207,7 +217,7 @@ def _failures(client: Client, rows: Sequence[Row]) -> list[str]:
 # --- showing ------------------------------------------------------------------------------------------------
 
 
-def _show(bars: Progress, of_rows: dict[str, TaskID], row: Row) -> None:
+def _show(bars: Progress, of_rows: dict[str, TaskID], row: "Row") -> None:
     """A bar for every row that is at work; a line that stays for every row that ends while one looks on."""
     name, state = row["recipe"], row["state"]
     if state in {"training", "judging"}:
@@ -237,7 +247,7 @@ def _require_svg(path: Path | None) -> None:
         raise ValueError(f"--plot {path}: there is no folder {path.parent}; make it, or name another")
 
 
-def _draw(found: Study, path: Path) -> None:
+def _draw(found: "Study", path: Path) -> None:
     from dkl.files import replacing
     from service.study_views import StudyView
     from service.web.dots import svg_text
