@@ -58,7 +58,7 @@ def reproduce(
     Rows that are finished are not run again; Ctrl-C and a second call go on where the first one was."""
     from dkl.catalog.studies import study
     from service.client import ServiceError
-    from service.study_table import study_table
+    from service.study_table import study_table, study_words
 
     asked = study_name(table, budget)
     _require_svg(plot)
@@ -73,7 +73,8 @@ def reproduce(
         if as_json:
             print(json.dumps(found))
         else:
-            console.print(study_table(found, _chosen(found, only or [])))
+            rows = _chosen(found, only or [])
+            console.print(study_table(found, rows), *map(escape, study_words(found, rows)), sep="\n")
             console.print(f"to share: {client.url}/studies/{asked}", soft_wrap=True)
         if sentences := _failures(client, _chosen(found, only or [])):
             raise ServiceError("; ".join(sentences))

@@ -97,7 +97,7 @@ def test_a_finished_row_is_not_run_again(
     assert second.returncode == 0, second.stderr
     assert client.jobs() == jobs
     assert "Table 3, smoke budget: CIFAR-10, Linf 8/255" in second.stdout
-    assert "84.92 / 53.08" in second.stdout
+    assert "84.92/53.08" in second.stdout
     assert f"to share: {client.url}/studies/3-smoke" in second.stdout
     refused = reproduce("3", "--budget", "smoke", "--only", "nothing")
     assert refused.returncode == 1

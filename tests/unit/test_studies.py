@@ -1,8 +1,10 @@
 """What a study knows of its rows from the ledger: whose jobs they are, how far, and what they have measured."""
 
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 from samples import JUDGED, STARTED, TRAINED
 from sqlalchemy import Engine
 
@@ -11,6 +13,7 @@ from dkl.catalog.studies import Planned, UnknownStudyError, study
 from dkl.events import Event, Progress
 from service import claims, jobs, studies
 from service.callers import COMMAND_LINE
+from service.study_table import study_table, study_words
 from service.study_views import StudyRow
 from service.tables import Job
 from service.web.study_chart import picture
@@ -161,6 +164,21 @@ def test_other_data_have_leads_and_no_differences(db: Engine) -> None:
     plot = picture(studies.find(db, "2-tiny"))
     assert plot is not None
     assert plot.x_label == "robust accuracy less that of IKL-AT, points"
+
+
+@pytest.mark.parametrize("name", ["2-tiny", "3-tiny"])
+def test_the_table_fits_a_terminal(db: Engine, name: str) -> None:
+    for method in (IKL, TRADES):
+        judged(db, name, method, 0.40, 0.20)
+    found = studies.find(db, name).model_dump(mode="json")
+    terminal = Console(file=StringIO(), width=80)
+    terminal.print(study_table(found, found["rows"]), *study_words(found, found["rows"]), sep="\n")
+    said = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 min 40 s" in said
+    assert "16.0..25.0" in said
+    assert {"2-tiny": "-5.04/+0.00", "3-tiny": "-33.08"}[name] in said
+    assert "\u2026" not in said  # nothing was cut
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_a_job_serves_every_study_that_asks_the_same(db: Engine) -> None:
