@@ -43,8 +43,8 @@ def study_words(found: Study, rows: Sequence[Row]) -> list[str]:
         f"{found['published_dataset']}, measured on {found['dataset']}"
     )
     return [
-        f"In percent; published: clean/AutoAttack; robust: on {images or 'no'} images; time: of training, or how far it "
-        f"is; {last}.",
+        f"In percent; published: clean/AutoAttack; robust: on {images or 'no'} images; time: of training, or how "
+        f"far it is; {last}.",
         f"It can say: {found['can_say']}",
         f"It cannot say: {found['cannot_say']}",
     ]
