@@ -2,7 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(CURDIR)/data
 
-.PHONY: install demo up test test-slow check docs torture audit lock clean
+TABLE ?= 2
+BUDGET ?= tiny
+
+.PHONY: install demo up reproduce test test-slow check docs torture audit lock clean
 
 install: .venv/installed
 
@@ -11,6 +14,9 @@ demo: install  ## train, attack and rank two small models; DEMO_ARGS=--exit stop
 
 up: install  ## serve the web pages and the REST interface from $(DATA)
 	DKLBENCH_DATA_DIR="$(DATA)" $(BIN)/dklbench up $(UP_ARGS)
+
+reproduce: install  ## a table of the paper at a budget: TABLE=2 or 3, BUDGET=smoke, tiny, small or full; resumable
+	DKLBENCH_DATA_DIR="$(DATA)" $(BIN)/dklbench reproduce $(TABLE) --budget $(BUDGET) --up $(REPRODUCE_ARGS)
 
 test: install .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

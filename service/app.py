@@ -25,6 +25,7 @@ from service import (
     api_health,
     api_keys,
     api_reported,
+    api_studies,
     api_uploads,
     api_verifications,
     api_webhooks,
@@ -56,6 +57,7 @@ from service.web import (
     keys_page,
     leaderboard_page,
     pictures,
+    study_page,
     submit_page,
     workers_page,
 )
@@ -69,11 +71,11 @@ _SENT_AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
 _log = logging.getLogger(__name__)
 _INTERFACES = (
     *(api, api_comparisons, api_uploads, api_verifications, api_exports, api_reported, api_keys, api_webhooks),
-    *(api_workers, api_distillation, api_health, metrics),
+    *(api_workers, api_distillation, api_studies, api_health, metrics),
 )
 _PAGES = (
     *(leaderboard_page, entry_page, pictures, compare_page, distillation_page, docs_page, jobs_page, job_page),
-    *(submit_page, workers_page, keys_page, api_page),
+    *(submit_page, workers_page, keys_page, api_page, study_page),
 )
 
 

@@ -17,6 +17,7 @@ from service import (
     commands_keys,
     commands_local,
     commands_operations,
+    commands_reproduce,
     commands_robustbench,
     commands_service,
     commands_upload,
@@ -39,7 +40,7 @@ _PANELS = {
         commands_backup,
     ),
     "Jobs": (commands_client, commands_upload),
-    "Results": (commands_board, commands_evidence, commands_robustbench),
+    "Results": (commands_board, commands_evidence, commands_robustbench, commands_reproduce),
     "Without a service": (commands_local,),
 }
 

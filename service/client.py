@@ -155,6 +155,10 @@ class Client:
         """The named recipes: what each does, what papers report, every field."""
         return list(self._connection.json("GET", "/api/v1/recipes"))
 
+    def study(self, name: str) -> dict[str, Any]:
+        """TABLE-BUDGET, a table of the IKL-AT paper at one budget: published beside measured, every row's jobs."""
+        return dict(self._connection.json("GET", f"/api/v1/studies/{quote(name, safe='')}"))
+
     def leaderboard(self, **query: Any) -> Ranking:
         """One board with a page of its rows; `query`: dataset, threat_model, eps, sort, search, page, limit, ...
         as GET /api/v1/leaderboard takes them."""

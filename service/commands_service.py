@@ -50,7 +50,7 @@ def demo(
     if port is None:
         chosen = chosen.model_copy(update={"port": free_port(chosen)})
     logs.configure(chosen, level=logging.WARNING)
-    with _served(chosen):
+    with served(chosen):
         url = _url(chosen)
         console.print(f"Two small models learn handwritten digits, one of them adversarially; watch at {url}/jobs")
         with Client(url) as client:
@@ -82,7 +82,7 @@ def _url(chosen: "Settings") -> str:
 
 
 @contextmanager
-def _served(chosen: "Settings") -> Iterator[None]:
+def served(chosen: "Settings") -> Iterator[None]:
     """The embedded service in the background."""
     from service.embedded import StartError, embedded
 

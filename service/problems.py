@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from dkl.catalog import UnknownRecipeError
+from dkl.catalog.studies import UnknownStudyError
 from dkl.explain import Fault, InvalidRecipeError, explain
 from service import jobs
 from service.access import AccessError
@@ -107,6 +108,10 @@ async def _unknown_report(request: Request, error: UnknownReportError) -> Respon
     return answer(request, 404, str(error))
 
 
+async def _unknown_study(request: Request, error: UnknownStudyError) -> Response:
+    return answer(request, 404, str(error))
+
+
 async def _unknown_board(request: Request, error: UnknownBoardError) -> Response:
     return answer(request, 404, str(error))
 
@@ -179,6 +184,7 @@ HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] =
     ComparisonError: _no_comparison,
     NoFlagsError: _no_flags,
     UnknownReportError: _unknown_report,
+    UnknownStudyError: _unknown_study,
     UnknownBoardError: _unknown_board,
     UnknownDocumentError: _unknown_document,
     NoFileError: _no_file,

@@ -22,7 +22,16 @@ HOME = "index"
 CONTENTS: Mapping[str, tuple[str, ...]] = {
     "Begin": ("quickstart", "install", "tutorial", "concepts"),
     "What the numbers mean": ("numbers", "threat-models", "reading-the-leaderboard", "evaluation"),
-    "Use": ("command-line", "python-client", "bring-your-own", "training", "distillation", "recipes", "rest-api"),
+    "Use": (
+        "command-line",
+        "python-client",
+        "bring-your-own",
+        "training",
+        "distillation",
+        "reproduce",
+        "recipes",
+        "rest-api",
+    ),
     "Run": ("deployment", "operations", "backup", "security"),
     "Extend": ("plugins", "extending/dataset", "extending/attack", "extending/objective"),
     "Background": ("design", "glossary"),

@@ -20,6 +20,10 @@ class Mark(NamedTuple):
     value: float
     title: str
     """What a pointer on the dot reads, and the table says."""
+    hollow: bool = False
+    """Drawn as a ring."""
+    interval: tuple[float, float] | None = None
+    """Drawn as a line through the dot."""
 
 
 class Lane(NamedTuple):
@@ -38,6 +42,8 @@ class Reference(NamedTuple):
 class Dot(NamedTuple):
     x: float
     title: str
+    hollow: bool
+    interval: tuple[float, float] | None
 
 
 class Drawn(NamedTuple):
@@ -80,7 +86,9 @@ def dot_plot(
     shown = [lane for lane in lanes if lane.marks]
     if not shown:
         return None
-    values = [mark.value for lane in shown for mark in lane.marks] + [line.value for line in references]
+    marks = [mark for lane in shown for mark in lane.marks]
+    values = [mark.value for mark in marks] + [line.value for line in references]
+    values += [end for mark in marks if mark.interval for end in mark.interval]
     scale = ticks(min(values), max(values), least=1.0)
     top = 8.0 + 16 * len(references)
     bottom = top + _LANE * len(shown)
@@ -103,7 +111,12 @@ def dot_plot(
                 round(top + _LANE * (place + 0.5), 1),
                 1 if lane.stands_out else 0,
                 [
-                    Dot(x(mark.value), f"{lane.label}, {mark.title}: {mark.value:.2f} {unit}")
+                    Dot(
+                        x(mark.value),
+                        f"{lane.label}, {mark.title}: {mark.value:.2f} {unit}",
+                        mark.hollow,
+                        mark.interval and (x(mark.interval[0]), x(mark.interval[1])),
+                    )
                     for mark in lane.marks
                 ],
             )
@@ -120,10 +133,14 @@ def dot_plot(
 
 
 def svg_file(plot: DotPlot, filename: str) -> Response:
-    """The plot on its own, with its colours, to be kept or printed."""
-    content = templates.get_template("dots.svg").render(plot=plot, style=_STYLE.read_text())
+    """The plot as a file, to be kept or printed."""
     headers = {"Content-Disposition": f'inline; filename="{filename}"'}
-    return Response(content, media_type="image/svg+xml", headers=headers)
+    return Response(svg_text(plot), media_type="image/svg+xml", headers=headers)
+
+
+def svg_text(plot: DotPlot) -> str:
+    """The plot on its own, with its colours."""
+    return templates.get_template("dots.svg").render(plot=plot, style=_STYLE.read_text())
 
 
 def _line(x: float, place: int, label: str) -> Line:

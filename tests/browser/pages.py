@@ -48,6 +48,9 @@ PAGES = {
     "distillation": Place("/distillation"),
     "distillation, pair": Place("/distillation?teacher=ResNet32x4&student=ResNet8x4"),
     "distillation, long tail": Place("/distillation?board=imagenet-lt"),
+    "studies": Place("/studies"),
+    "study, other data": Place("/studies/2-tiny"),
+    "study, same data": Place("/studies/3-full"),
     "workers": Place("/workers"),
     "workers, admin": Place("/workers", admin=True),
     "documents": Place("/docs"),
@@ -62,6 +65,7 @@ PAGES = {
     "audit": Place("/audit", admin=True),
     "no such page": Place("/nowhere", 404),
     "no such entry": Place("/entries/nothing", 404),
+    "no such study": Place("/studies/9-tiny", 404),
     "bad query": Place("/?eps=nan&sort=luck", 422),
 }
 

@@ -124,6 +124,7 @@ OPEN_PATHS = {
     *("/entries/{entry}", "/entries/{entry}/radii.svg", "/entries/{entry}/pictures/{row}/{which}.png"),
     *("/compare", "/compare/curves.svg"),
     *("/distillation", "/distillation.svg"),
+    *("/studies", "/studies/{name}", "/studies/{name}.svg", "/api/v1/studies", "/api/v1/studies/{name}"),
     *("/docs", "/docs/{name}", "/docs/{name}.png"),
     *("/signin", "/signout", "/api/docs", "/api/openapi.json"),
     *("/api/v1/leaderboard", "/api/v1/leaderboard.csv", "/api/v1/leaderboard.tex", "/api/v1/model_info"),

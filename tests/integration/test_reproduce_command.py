@@ -1,0 +1,150 @@
+"""`dklbench reproduce` with a real service and real training, on a few packed images of CIFAR-10."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import BIN, Start, ends, free_port, wait_until
+
+from dkl.catalog.studies import study
+from service.client import Client
+from service.settings import Settings
+
+PACKED = Path(__file__).parent.parent / "data"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def environment(settings: Settings) -> dict[str, str]:
+    own = {"OMP_NUM_THREADS": "1", "COLUMNS": "160", "DKLBENCH_URL": f"http://127.0.0.1:{free_port()}"}
+    return {**os.environ, **settings.as_environment(), **own}
+
+
+@pytest.fixture
+def reproduce(environment: dict[str, str]) -> Run:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / "dklbench"), "reproduce", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+
+    return run
+
+
+@pytest.fixture
+def cifar10(settings: Settings) -> None:
+    settings.datasets_dir.mkdir(parents=True)
+    for file in PACKED.glob("cifar10_*.npz"):
+        shutil.copy(file, settings.datasets_dir)
+
+
+def rows(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["method"]: row for row in found["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["9"], "there is no study '9-tiny'; there are 2-smoke, 2-tiny"),
+        (["2", "--budget", "huge"], "there is no study '2-huge'"),
+        (["2", "--plot", "table.gif"], "found the suffix '.gif'; the picture is an SVG, name FILE.svg"),
+        (["2", "--plot", "no/table.svg"], "there is no folder no; make it, or name another"),
+        (["2", "--url", "http://127.0.0.1:9"], "no service answers at http://127.0.0.1:9"),
+    ],
+)
+def test_mistakes_get_a_sentence(reproduce: Run, words: list[str], sentence: str) -> None:
+    ended = reproduce(*words)
+    assert ended.returncode != 0
+    assert sentence in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_without_the_data_set_nothing_is_submitted(
+    reproduce: Run, environment: dict[str, str], settings: Settings
+) -> None:
+    """It cannot be downloaded either: the proxy is nobody."""
+    environment |= dict.fromkeys(("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"), "http://127.0.0.1:9")
+    ended = reproduce("3", "--budget", "smoke", "--up")
+    assert ended.returncode == 1
+    assert f"cifar10 is not in {settings.datasets_dir} and could not be downloaded" in ended.stderr
+    assert "put cifar10_train.npz and cifar10_test.npz there" in ended.stderr
+    assert not (settings.data_dir / "ledger.sqlite").exists()
+
+
+@pytest.mark.usefixtures("cifar10")
+def test_a_finished_row_is_not_run_again(
+    reproduce: Run, start_embedded: Start, environment: dict[str, str], tmp_path: Path
+) -> None:
+    _, client = start_embedded()
+    environment["DKLBENCH_URL"] = client.url
+    only = ("3", "--budget", "smoke", "--only", "trades", "--plot", str(tmp_path / "table.svg"))
+    first = reproduce(*only, "--json")
+    assert first.returncode == 0, first.stderr
+    found = json.loads(first.stdout)
+    trades = rows(found)["TRADES"]
+    assert (trades["state"], trades["images"], found["finished"]) == ("succeeded", 8, 1)
+    assert 0 <= trades["robust_accuracy"] <= trades["clean_accuracy"] <= 1
+    assert trades["robust_difference"] == pytest.approx(trades["robust_accuracy"] - 0.5308)
+    assert {row["state"] for method, row in rows(found).items() if method != "TRADES"} == {"missing"}
+    assert "<svg" in (tmp_path / "table.svg").read_text()
+    jobs = [job.document for job in client.jobs()]
+    assert len(jobs) == 2
+    second = reproduce(*only)
+    assert second.returncode == 0, second.stderr
+    assert [job.document for job in client.jobs()] == jobs
+    assert "Table 3, smoke budget: CIFAR-10, Linf 8/255" in second.stdout
+    assert "84.92/53.08" in second.stdout
+    assert f"to share: {client.url}/studies/3-smoke" in second.stdout
+    refused = reproduce("3", "--budget", "smoke", "--only", "nothing")
+    assert refused.returncode == 1
+    assert "no row is called 'nothing'; there are 'PGD-AT', 'LBGAT, beta 0'" in refused.stderr
+    assert [job.document for job in client.jobs()] == jobs
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cifar10")
+def test_after_an_interrupt_and_a_cancel_it_goes_on(
+    start_embedded: Start, environment: dict[str, str], reproduce: Run
+) -> None:
+    _, client = start_embedded()
+    environment["DKLBENCH_URL"] = client.url
+    words = ("3", "--budget", "smoke", "--only", "PGD-AT")
+    process = subprocess.Popen(
+        [str(BIN / "dklbench"), "reproduce", *words], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: len(client.jobs()) == 2, what="its jobs")
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert "the same command goes on from here" in process.stderr.read()
+    process.stderr.close()
+    assert process.wait(30) == 130
+    training = client.jobs(kind="train")[0]
+    evaluation = client.jobs(kind="evaluate")[0]
+    evaluation.cancel()
+    ends(client, training.id)
+    ends(client, evaluation.id, "canceled")
+    ended = reproduce(*words, "--json")
+    assert ended.returncode == 0, ended.stderr
+    row = rows(json.loads(ended.stdout))["PGD-AT"]
+    assert (row["training"]["id"], row["evaluation"]["id"]) == (training.id, evaluation.id)
+    assert len(client.jobs()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cifar10")
+@pytest.mark.parametrize("table", ["2", "3"])
+def test_every_method_of_a_table_trains_and_is_judged(
+    reproduce: Run, environment: dict[str, str], table: str
+) -> None:
+    """By a service of its own, which leaves its ledger in the data folder."""
+    ended = reproduce(table, "--budget", "smoke", "--up", "--json")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["finished"] == len(study(f"{table}-smoke").rows) == len(found["rows"])
+    assert all(row["images"] == 8 and row["training"]["seconds"] > 0 for row in found["rows"])
+    with Client(environment["DKLBENCH_URL"]) as client, pytest.raises(Exception, match="no service answers"):
+        client.study(f"{table}-smoke")  # it ended with the command
