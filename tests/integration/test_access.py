@@ -125,7 +125,7 @@ OPEN_PATHS = {
     *("/compare", "/compare/curves.svg"),
     *("/distillation", "/distillation.svg"),
     *("/studies", "/studies/{name}", "/studies/{name}.svg", "/api/v1/studies", "/api/v1/studies/{name}"),
-    *("/docs", "/docs/{name}", "/docs/{name}.png"),
+    *("/docs", "/docs/{name:path}"),
     *("/signin", "/signout", "/api/docs", "/api/openapi.json"),
     *("/api/v1/leaderboard", "/api/v1/leaderboard.csv", "/api/v1/leaderboard.tex", "/api/v1/model_info"),
     *(f"/api/v1/entries/{{entry}}{part}" for part in _ENTRY),

@@ -107,7 +107,7 @@ def _ended(client: Client, ask: Run, trained: str, on: list[str], monkeypatch: p
 
 def test_without_a_service(ask: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (recipe,) = ask("recipes", "trades-digits")["recipes"]
+    recipe = ask("recipes", "trades-digits")["recipes"][0]
     assert (recipe["name"], recipe["kind"], recipe["recipe"]["dataset"]) == ("trades-digits", "train", "digits")
     ran = ask("run", "natural-digits", *TINY)
     assert ran["result"]["epochs"] == 1
