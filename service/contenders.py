@@ -85,7 +85,7 @@ def contenders(db: Engine, names: Sequence[str]) -> list[Contender]:
         raise ComparisonError(f"entry {twice[0]!r} is named twice; name another one, or leave it out")
     ids = {job_id for row in rows for job_id in (row.job_id, row.model_job_id) if job_id}
     with reading(db) as session:
-        found = session.scalars(select(Job).where(Job.id.in_(ids)).options(lazyload(Job.seats)))
+        found = session.scalars(select(Job).where(Job.id.in_(ids)).options(lazyload("*")))
         jobs = {job.id: job for job in found}
     return [
         Contender(label, row, jobs.get(row.job_id or ""), jobs.get(row.model_job_id or ""))

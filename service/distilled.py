@@ -96,7 +96,7 @@ _memories: WeakKeyDictionary[Engine, _Memory] = WeakKeyDictionary()
 def _read(session: Session, job_ids: Sequence[str]) -> dict[str, Distilled]:
     rows: dict[str, Distilled] = {}
     for start in range(0, len(job_ids), 500):
-        some = select(Job).where(Job.id.in_(job_ids[start : start + 500])).options(lazyload(Job.seats))
+        some = select(Job).where(Job.id.in_(job_ids[start : start + 500])).options(lazyload("*"))
         rows.update((job.id, _row(job)) for job in session.scalars(some))
         session.expunge_all()
     return rows

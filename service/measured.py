@@ -85,7 +85,7 @@ _JUDGING = ("evaluate", "corruptions")
 def _rows(session: Session, job_ids: Sequence[str]) -> Iterator[tuple[Row, Verdicts | None]]:
     parent = aliased(Job)
     pairs = select(Job, parent).outerjoin(parent, Job.parent_id == parent.id).order_by(Job.finished_at, Job.id)
-    pairs = pairs.options(lazyload(Job.seats), lazyload(parent.seats))
+    pairs = pairs.options(lazyload("*"))
     for start in range(0, len(job_ids), 500):
         some = job_ids[start : start + 500]
         for job, training in session.execute(pairs.where(Job.id.in_(some))):

@@ -76,9 +76,9 @@ class _Jobs:
         questions = {planned.question for one in studies for planned in one.rows}
         trainings = select(Job).where(Job.fingerprint.in_(questions), Job.kind == "train")
         with reading(db) as session:
-            found = session.scalars(trainings.options(lazyload(Job.seats))).all()
+            found = session.scalars(trainings.options(lazyload("*"))).all()
             judged = select(Job).where(Job.parent_id.in_([job.id for job in found]), Job.kind == "evaluate")
-            evaluations = session.scalars(judged.options(lazyload(Job.seats))).all()
+            evaluations = session.scalars(judged.options(lazyload("*"))).all()
         self._trainings = _grouped(found, "fingerprint")
         self._evaluations = _grouped(evaluations, "parent_id")
 

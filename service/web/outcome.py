@@ -76,7 +76,7 @@ def outcome(
 def _same(db: Engine, digest: str) -> Sequence[Job]:
     jobs = select(Job).where(Job.fingerprint == digest).order_by(Job.created_at.desc(), Job.id).limit(_SAME)
     with reading(db) as session:
-        return session.scalars(jobs.options(lazyload(Job.seats))).all()
+        return session.scalars(jobs.options(lazyload("*"))).all()
 
 
 def _job(recipe: Recipe, body: Mapping[str, Any], queues: Sequence[str]) -> Job:

@@ -197,7 +197,7 @@ def test_a_chain_of_teacher_student_and_evaluation(start_embedded: Start, settin
     teacher = client.submit("natural-digits", SHORT, then=[("kd-digits", SHORT)])
     [student] = teacher.then
     said = subprocess.run(
-        [str(BIN / "dklbench"), "submit", "kd-digits", "epochs=1", f"teacher.job={student['id']}",
+        [str(BIN / "dklbench"), "submit", "kd-digits", "epochs=1", f"teacher.job={student.id}",
          "--then", 'autoattack-digits-linf images=20 suite=[{"kind":"apgd-ce","steps":5}]', "--watch",
          "--url", client.url],
         env={**os.environ, **settings.as_environment()}, capture_output=True, text=True, check=False,

@@ -298,7 +298,8 @@ def test_generated_data_as_dm_at_uses_them(name: str) -> None:
 def test_every_objective_can_be_tried_in_a_minute() -> None:
     tried = {recipe.objective.kind for recipe in TRAINED.values() if recipe.dataset == "digits"}
     offered = get_args(get_args(Objective)[0])
-    assert tried == {objective.model_fields["kind"].default for objective in offered}
+    ours = {objective.model_fields["kind"].default for objective in offered} - {"plugin"}
+    assert tried == ours
 
 
 # --- what is not known ------------------------------------------------------------------------------------

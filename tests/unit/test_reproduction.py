@@ -52,7 +52,7 @@ def test_the_evaluation_is_asked_for_again(name: str, overrides: dict[str, Any])
     assert words[-2:] == ["--url", URL]
     assert resolve(name, parse_overrides(words[3:-2])).model_dump(mode="json") == judged.recipe
     words = found["Judge it on your own machine"]
-    assert words[:3] == ["dklbench", "evaluate", name]
+    assert words[:3] == ["dklbench", "run", name]
     option = words.index("--zoo" if "model.zoo" in overrides else "--checkpoint")
     here = {"model": {"job": "abcdefabcdef"}} | parse_overrides(words[3:option])
     elsewhere = judged.recipe | {"model": judged.recipe["model"] | {"job": "abcdefabcdef"}}
