@@ -77,6 +77,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[story.Site]:
     assert next(serving, None) is None
 
 
+@pytest.fixture(scope="module")
+def site_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[story.Site]:
+    """A service for one file of tests, which may fill it."""
+    yield from _serve(tmp_path_factory.mktemp("site"))
+
+
 @pytest.fixture
 def empty_site(tmp_path: Path) -> Iterator[story.Site]:
     yield from _serve(tmp_path)

@@ -15,6 +15,11 @@ NewPage = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
+def site(site_of_module: story.Site) -> story.Site:
+    return site_of_module
+
+
+@pytest.fixture(scope="module")
 def entries(site: story.Site, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Six models on the same 40 images; the first stands on 20 of them, the others on five each."""
     folder, made = tmp_path_factory.mktemp("evidence"), []

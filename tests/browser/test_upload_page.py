@@ -80,7 +80,7 @@ def test_a_file_is_sent_over_a_bad_line_and_taken_in(
     page.locator('[name="model.kind"]').select_option("cnn")
     page.locator('[name="model.cnn.width"]').fill("8")
     page.locator('[name="then:autoattack-digits-linf?"]').check()
-    expect(page.locator("#command")).to_contain_text("--evaluate autoattack-digits-linf")
+    expect(page.locator("#command")).to_contain_text("--recipe autoattack-digits-linf")
     page.get_by_role("button", name="Submit").click()
     expect(page).to_have_url(re.compile(r"/jobs/[0-9a-f]{12}$"))
     expect(page.locator(".about").first).to_contain_text("Takes in uploaded weights of CNN-8")
