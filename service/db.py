@@ -60,7 +60,9 @@ def connect(url: str) -> Engine:
     """An engine for a SQLite file or a PostgreSQL database."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, connect_args=_UNTIL_GIVEN_UP)
+        # What the address itself says counts: such arguments would take its place.
+        unsaid = {word: value for word, value in _UNTIL_GIVEN_UP.items() if word not in parsed.query}
+        return create_engine(url, pool_pre_ping=True, connect_args=unsaid)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url)
