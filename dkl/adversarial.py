@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dkl import recipes
-from dkl.attacks import draw_start
+from dkl.adversary import adversary_of
 from dkl.documents import ThreatModel
-from dkl.draws import Draw, generator
 from dkl.method import Shown
 from dkl.objectives import GKL, IKL, OfOneNetwork
 from dkl.prior import ClassPrior
-from dkl.schedules import radius
 from dkl.updates import Batch, Network, Plan, Update, goes_adversarial_first, update
 from dkl.world import World
 
@@ -32,6 +30,7 @@ class Adversarial:
         self.objective: OfOneNetwork = recipe.objective
         objective = self.objective
         temperature = objective.prior_temperature if isinstance(objective, IKL | GKL) else 1.0
+        self.adversary = adversary_of(recipe, device)
         self.prior = ClassPrior(classes, temperature=temperature, device=device)
 
     def meet(self, model: nn.Module) -> Iterable[nn.Parameter]:
@@ -55,17 +54,10 @@ class Adversarial:
         )
 
     def _threat(self, epoch: int) -> ThreatModel | None:
-        recipe = self.recipe
-        if recipe.attack is None or recipe.threat is None:
-            return recipe.threat
-        return radius(recipe.attack, recipe.threat, epoch, recipe.epochs)
+        return self.recipe.threat if self.adversary is None else self.adversary.threat(epoch)
 
     def _batch(self, plan: Plan, shown: Shown) -> Batch:
-        start_BCHW = None
-        if plan.attack is not None and plan.threat is not None:
-            key = (self.recipe.seed, shown.epoch, shown.number)
-            random = generator(self.device, Draw.ATTACK_START, *key)
-            start_BCHW = draw_start(plan.attack, shown.x_BCHW, plan.threat, random)
+        start_BCHW = None if self.adversary is None else self.adversary.start(shown)
         views = len(plan.view_weights)
 
         def by_view(rows: Tensor) -> Tensor:

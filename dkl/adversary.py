@@ -1,4 +1,4 @@
-"""The inner maximisation, for methods that train more than one network: from where, and how far.
+"""The inner maximisation: from where and how far, and the whole of it for methods of more than one network.
 
 Shapes: B batch, C channels, H, W pixels.
 """
@@ -11,15 +11,20 @@ from dkl.attacks.pgd import Forward
 from dkl.documents import ThreatModel
 from dkl.draws import Draw, generator
 from dkl.method import Shown
-from dkl.recipes import Train
+from dkl.recipes import Distill, Train
 from dkl.schedules import radius
 from dkl.terms import attacked_loss
+
+
+def adversary_of(recipe: Train | Distill, device: str) -> "Adversary | None":
+    """Whom the recipe trains against; None where it defends against nobody, or without an attack."""
+    return None if recipe.attack is None or recipe.threat is None else Adversary(recipe, device)
 
 
 class Adversary:
     """What a recipe defends against, and with which attack it trains; it has both."""
 
-    def __init__(self, recipe: Train, device: str) -> None:
+    def __init__(self, recipe: Train | Distill, device: str) -> None:
         assert recipe.attack is not None
         assert recipe.threat is not None
         self.attack = recipe.attack

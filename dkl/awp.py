@@ -1,15 +1,26 @@
 """Adversarial weight perturbation (Wu et al., arXiv:2004.05884), without a second network."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from dkl.models import batch_mode
+from dkl.world import World
 
 Direction = dict[str, Tensor]
 """A shift per weight tensor, by its name."""
+
+
+def climbed(
+    model: nn.Module, losses: Iterable[Callable[[], Tensor]], *, gamma: float, world: World
+) -> AbstractContextManager[None]:
+    """Inside, the kernels are moved towards a higher sum of `losses`, those of all processes together; `losses` as
+    in `kernel_gradients`."""
+    gradients = kernel_gradients(model, losses)
+    world.sum_(*gradients.values())
+    return perturbed(model, ascent_direction(model, gradients), gamma)
 
 
 def kernel_gradients(model: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from dkl import losses
 from dkl.adversary import Adversary
-from dkl.awp import ascent_direction, kernel_gradients, perturbed
+from dkl.awp import climbed
 from dkl.execution import make_forward
 from dkl.method import Shown, add_up_gradients, parts
 from dkl.models import batch_mode, build, first_update
@@ -112,9 +112,8 @@ class BoundaryGuided:
         awp = self.recipe.awp
         if awp is None or epoch < awp.first_epoch:
             return nullcontext()
-        gradients = kernel_gradients(network.model, [partial(self._loss, network, part) for part in portions])
-        self.world.sum_(*gradients.values())
-        return perturbed(network.model, ascent_direction(network.model, gradients), awp.gamma)
+        losses_of_parts = [partial(self._loss, network, part) for part in portions]
+        return climbed(network.model, losses_of_parts, gamma=awp.gamma, world=self.world)
 
     def _loss(self, network: Network, part: _Part) -> Tensor:
         """The part's share of the loss, as the robust network's weights decide it."""

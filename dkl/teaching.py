@@ -17,10 +17,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from dkl import attacks
+from dkl.adversary import adversary_of
 from dkl.attacks.pgd import Forward
 from dkl.batches import Batches
-from dkl.documents import ThreatModel
-from dkl.draws import Draw, generator
 from dkl.events import Progress
 from dkl.lesson_terms import lesson_terms, normaliser_of, wmse_weight
 from dkl.lessons import GKLKD, IKLKD, LogitLesson
@@ -28,7 +27,6 @@ from dkl.losses import soft_cross_entropy
 from dkl.method import Shown, parts
 from dkl.prior import ClassPrior
 from dkl.recipes import Distill
-from dkl.schedules import radius
 from dkl.teacher import TeacherLogits
 from dkl.terms import Terms
 from dkl.updates import Network, Seen, Update
@@ -47,6 +45,7 @@ class Teaching:
         self.lesson: LogitLesson = recipe.objective
         self.teacher = teacher
         self.device = device
+        self.adversary = adversary_of(recipe, device)
         self.prior: ClassPrior | None = None
         self._prior_is_known = True
         """Whether it holds what it should in the first epoch."""
@@ -82,7 +81,7 @@ class Teaching:
         prior_BK = None if self.prior is None else self.prior.rows_for(shown.y_B)
         weight_BK = wmse_weight(self.lesson, teacher_BK, prior_BK)
         normaliser = normaliser_of(self.lesson, weight_BK)
-        start_BCHW = self._start(shown)
+        start_BCHW = None if self.adversary is None else self.adversary.start(shown)
         seen = Seen()
         optimizer.zero_grad()
         for rows, share in parts(len(shown.y_B), micro_batch):
@@ -127,26 +126,12 @@ class Teaching:
 
     # --- the adversary ------------------------------------------------------------------------------------
 
-    def _threat(self, epoch: int) -> ThreatModel | None:
-        recipe = self.recipe
-        if recipe.attack is None or recipe.threat is None:
-            return None
-        return radius(recipe.attack, recipe.threat, epoch, recipe.epochs)
-
-    def _start(self, shown: Shown) -> Tensor | None:
-        threat, attack = self._threat(shown.epoch), self.recipe.attack
-        if threat is None or attack is None:
-            return None
-        random = generator(self.device, Draw.ATTACK_START, self.recipe.seed, shown.epoch, shown.number)
-        return attacks.draw_start(attack, shown.x_BCHW, threat, random)
-
     def _attacked(
         self, network: Network, x_BCHW: Tensor, y_B: Tensor, teacher_BK: Tensor, start_BCHW: Tensor, epoch: int
     ) -> Tensor:
         """x_adv that leads the student away from the label, or from what the teacher says about x."""
-        attack, threat = self.recipe.attack, self._threat(epoch)
-        assert attack is not None
-        assert threat is not None
+        assert self.adversary is not None
+        attack, threat = self.adversary.attack, self.adversary.threat(epoch)
 
         def loss(adv_BK: Tensor) -> Tensor:
             away = cross_entropy(adv_BK, y_B) if attack.loss == "ce" else soft_cross_entropy(teacher_BK, adv_BK)
@@ -164,8 +149,7 @@ class Teaching:
         return isinstance(self.lesson, IKLKD | GKLKD) and self.lesson.prior == "previous-epoch"
 
     def eps(self, epoch: int) -> float | None:
-        threat = self._threat(epoch)
-        return None if threat is None else threat.eps
+        return None if self.adversary is None else self.adversary.threat(epoch).eps
 
     def end_epoch(self) -> None:
         if self.prior is not None and self._follows_the_epochs:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dkl import attacks
 from dkl.attacks.pgd import Forward
-from dkl.awp import ascent_direction, kernel_gradients, perturbed
+from dkl.awp import climbed
 from dkl.documents import ThreatModel
 from dkl.objectives import AWP, GKL, IKL, PGD, OfOneNetwork
 from dkl.prior import ClassPrior
@@ -140,9 +140,7 @@ def update(
     perturbation: AbstractContextManager[None] = nullcontext()
     if plan.awp is not None:
         losses = [partial(loss_of, part, x_adv) for part, x_adv in zip(parts, adversarial, strict=True)]
-        gradients = kernel_gradients(network.model, losses)
-        world.sum_(*gradients.values())
-        perturbation = perturbed(network.model, ascent_direction(network.model, gradients), plan.awp.gamma)
+        perturbation = climbed(network.model, losses, gamma=plan.awp.gamma, world=world)
 
     seen = Seen()
     with perturbation:

@@ -14,7 +14,8 @@ from dkl.recipes import SGD, Distillation, Train
 _STUDENT = CNN(width=8)
 
 
-def _digits(objective: Objective, attack: PGD, awp: AWP | None = None, lr: float = 0.1) -> Train:
+def on_digits(objective: Objective, attack: PGD, awp: AWP | None = None, lr: float = 0.1) -> Train:
+    """Adversarial training of a small CNN, in seconds."""
     return Train(
         dataset="digits",
         model=CNN(),
@@ -53,23 +54,23 @@ _TRAINED: dict[str, Named] = {
         "The student of the distillations on digits, trained without a teacher for as long.",
     ),
     "ikl-at-digits": Named(
-        _digits(IKL(), PGD(loss="ikl"), AWP()),
+        on_digits(IKL(), PGD(loss="ikl"), AWP()),
         "The same CNN trained adversarially with IKL-AT: half a minute on a laptop, and it stands.",
     ),
     "gkl-at-digits": Named(
-        _digits(GKL(gamma=0.4, prior_temperature=1.0), PGD(loss="ikl"), AWP()),
+        on_digits(GKL(gamma=0.4, prior_temperature=1.0), PGD(loss="ikl"), AWP()),
         "The same CNN with GKL-AT, smoothed as in the authors' CIFAR-100 script.",
     ),
-    "trades-digits": Named(_digits(TRADES(), PGD(loss="kl")), "The same CNN with TRADES, beta 6."),
-    "pgd-at-digits": Named(_digits(PGDAT(), PGD(loss="ce")), "The same CNN with PGD adversarial training."),
-    "mart-digits": Named(_digits(MART(), PGD(loss="ce")), "The same CNN with MART, beta 6."),
+    "trades-digits": Named(on_digits(TRADES(), PGD(loss="kl")), "The same CNN with TRADES, beta 6."),
+    "pgd-at-digits": Named(on_digits(PGDAT(), PGD(loss="ce")), "The same CNN with PGD adversarial training."),
+    "mart-digits": Named(on_digits(MART(), PGD(loss="ce")), "The same CNN with MART, beta 6."),
     "lbgat-digits": Named(
         # The squared difference of logits does not stand a larger learning rate with so many inputs per logit.
-        _digits(LBGAT(beta=6.0, teacher=CNN()), PGD(loss="kl"), lr=0.01),
+        on_digits(LBGAT(beta=6.0, teacher=CNN()), PGD(loss="kl"), lr=0.01),
         "The same CNN with LBGAT, beta 6, guided by another one that learns along on clean images.",
     ),
     "dajat-digits": Named(
-        _digits(DAJAT(beta=6.0, consistency=2.0), PGD(loss="kl", steps=2, relative_step_size=1.0), AWP()),
+        on_digits(DAJAT(beta=6.0, consistency=2.0), PGD(loss="kl", steps=2, relative_step_size=1.0), AWP()),
         "The same CNN with DAJAT, two AutoAugment views and AWP.",
     ),
 }

@@ -7,8 +7,8 @@ of formulas and settings, and what is not known of these is said in the descript
 from typing import Literal
 
 from dkl.architectures import CNN, Model, WideResNet
+from dkl.catalog.digits import on_digits
 from dkl.catalog.entries import (
-    DIGITS_LINF,
     DKL_README,
     DKL_TABLE_2,
     DKL_TABLE_3,
@@ -157,17 +157,7 @@ def _digits(objective: LASAT | LASTRADES, awp: AWP | None = None) -> Train:
     attack = PGD(loss="ce", steps=5, relative_step_size=0.5, start="uniform", eps_schedule="constant")
     if isinstance(objective, LASTRADES):
         attack = attack.model_copy(update={"loss": "kl", "start": "gaussian"})
-    return Train(
-        dataset="digits",
-        model=CNN(),
-        objective=objective,
-        threat=DIGITS_LINF,
-        attack=attack,
-        awp=awp,
-        augmentation=None,
-        epochs=30,
-        optimizer=SGD(lr=0.1),
-    )
+    return on_digits(objective, attack, awp)
 
 
 _DIGITS: dict[str, Named] = {

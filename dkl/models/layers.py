@@ -58,6 +58,17 @@ def require_side(x_BCHW: Tensor, least: int, who: str) -> None:
         raise ValueError(f"{who} needs images of at least {least} x {least} pixels, found {height} x {width}")
 
 
+@torch.fx.wrap  # as above
+def require_square(x_BCHW: Tensor, side: int, name: str) -> None:
+    """ValueError where the images are not the squares of `side` pixels that the network `name` is built for."""
+    height, width = x_BCHW.shape[-2:]
+    if (height, width) != (side, side):
+        raise ValueError(
+            f"{name} is built for images of {side} x {side} pixels, found {height} x {width}; "
+            f"set model.image_size={height}"
+        )
+
+
 def normalise(normalisation: Normalisation | None, channels: int) -> nn.Module:
     """The layer that does it; one that does nothing where there is nothing to do."""
     return nn.Identity() if normalisation is None else Normalise(normalisation, channels)

@@ -8,11 +8,10 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dkl.documents import Normalisation
-from dkl.models.layers import normalise
+from dkl.models import layers
 
 
 class TimmNetwork(nn.Module):
@@ -31,7 +30,7 @@ class TimmNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        self.normalise = normalise(normalisation, channels)
+        self.normalise = layers.normalise(normalisation, channels)
         self.model = _built(_timm(), name, channels, classes, image_size)
         facts = self.model.default_cfg
         fixed = facts["input_size"][-1] if facts.get("fixed_input_size") else None
@@ -44,7 +43,7 @@ class TimmNetwork(nn.Module):
     def prepared(self, x_BCHW: Tensor) -> Tensor:
         """What timm's network sees."""
         if self.side is not None:
-            _require_square(x_BCHW, self.side, self.name)
+            layers.require_square(x_BCHW, self.side, self.name)
         return self.normalise(x_BCHW)
 
 
@@ -74,13 +73,3 @@ def _built(timm: Any, name: str, channels: int, classes: int, image_size: int | 
             f"timm cannot build {name} for images {images or f'of {channels} channels'}: {first}; "
             + ("choose another model.image_size" if image_size else "choose another architecture")
         ) from error
-
-
-@torch.fx.wrap  # a check of its argument, which tracing must not look into
-def _require_square(x_BCHW: Tensor, side: int, name: str) -> None:
-    height, width = x_BCHW.shape[-2:]
-    if (height, width) != (side, side):
-        raise ValueError(
-            f"{name} is built for images of {side} x {side} pixels, found {height} x {width}; "
-            f"set model.image_size={height}"
-        )

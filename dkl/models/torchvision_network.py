@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dkl.documents import Normalisation
-from dkl.models.layers import normalise
+from dkl.models import layers
 
 
 class TorchvisionNetwork(nn.Module):
@@ -31,18 +31,14 @@ class TorchvisionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        self.normalise = normalise(normalisation, channels)
+        self.normalise = layers.normalise(normalisation, channels)
         self.model: Any = _built(_models(), name, channels, classes, image_size)
         self.side: int | None = getattr(self.model, "image_size", None)
         """Of the images in pixels, where it has to be known: of vision transformers."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        height, width = x_BCHW.shape[-2:]
-        if self.side is not None and (height, width) != (self.side, self.side):
-            raise ValueError(
-                f"{self.name} is built for images of {self.side} x {self.side} pixels, found {height} x {width}; "
-                f"set model.image_size={height}"
-            )
+        if self.side is not None:
+            layers.require_square(x_BCHW, self.side, self.name)
         logits_BK: Tensor = self.model(self.normalise(x_BCHW))
         return logits_BK
 
