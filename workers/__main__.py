@@ -16,6 +16,7 @@ from workers.hardware import describe
 from workers.patience import patiently
 from workers.presence import Presence
 from workers.run import clear_abandoned, halt_on_signals, run_next, worker_name
+from workers.schema import require_own
 
 _IDLE_SECONDS = 0.5
 _log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def work(name: str, halt: threading.Event) -> None:
     """Run jobs until `halt` is set."""
     own = settings()
     db = connect(own.database)
+    require_own(db)
     worker = describe(name, own)
     patiently(lambda: healing.requeue_orphaned(db, name, max_losses=own.max_losses))
     clear_abandoned(db, own)

@@ -20,6 +20,7 @@ from workers.hardware import describe
 from workers.patience import patiently
 from workers.presence import Presence
 from workers.run import clear_abandoned, halt_on_signals, run_next
+from workers.schema import require_own
 
 app = Celery("dklbench", broker=settings().broker_url)
 app.conf.update(
@@ -61,6 +62,15 @@ _present: list[Presence] = []
 @signals.setup_logging.connect
 def _configure_logs(**_: object) -> None:
     logs.configure(settings())
+
+
+@signals.worker_init.connect
+def _require_schema(**_: object) -> None:
+    db = connect(settings().database)
+    try:
+        require_own(db)  # by SystemExit: an Exception Celery would log, and go on
+    finally:
+        db.dispose()
 
 
 @signals.worker_ready.connect

@@ -4,10 +4,12 @@ bring the database up to date, and what doctor says of backups."""
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from alembic import command
+from commands import Answer, Command
 from installation import Installation, furnish
 from processes import BIN, Start
 from sqlalchemy import Engine, text, update
@@ -17,13 +19,14 @@ from service.backup import backup
 from service.callers import COMMAND_LINE
 from service.db import connect, known_schemas, migrate, migrating, migrations_for, newest_schema, writing
 from service.settings import Settings
+from service.settings import settings as chosen
 from service.tables import Job
 
 
-def dklbench(settings: Settings, *words: str) -> tuple[int, str]:
+def started(settings: Settings, *command: str) -> tuple[int, str]:
     """Exit code, and everything that it prints."""
     done = subprocess.run(
-        [str(BIN / "dklbench"), *words],
+        command,
         env={**os.environ, **settings.as_environment()},
         capture_output=True,
         text=True,
@@ -34,11 +37,17 @@ def dklbench(settings: Settings, *words: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-def on_disk(settings: Settings) -> Settings:
-    """Settings that a process can have, with a server's own database."""
+def on_disk(settings: Settings, here: None, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings that a process can have, with a server's own database; this process's commands have them too."""
     settings.data_dir.mkdir(parents=True)
     url = f"sqlite:///{settings.data_dir / 'served.sqlite'}"
+    monkeypatch.setenv("DKLBENCH_DATABASE_URL", url)
+    chosen.cache_clear()
     return settings.model_copy(update={"database_url": url})
+
+
+def said_by(answer: Answer) -> str:
+    return " ".join((answer.stdout + answer.stderr).split())
 
 
 def leave_at(settings: Settings, revision: str) -> None:
@@ -56,13 +65,13 @@ def of_the_future(settings: Settings) -> None:
     engine.dispose()
 
 
-def test_serve_refuses_a_database_that_is_not_migrated(on_disk: Settings) -> None:
+def test_serve_refuses_a_database_that_is_not_migrated(on_disk: Settings, dklbench: Command) -> None:
     older = known_schemas()[-2]
     leave_at(on_disk, older)
-    code, said = dklbench(on_disk, "serve", "--port", "0")
-    assert code == 1
-    assert f"the schema is {older}, this version needs {newest_schema()}: run dklbench migrate" in said
-    assert dklbench(on_disk, "migrate")[0] == 0
+    refused = dklbench("serve", "--port", "0")
+    assert refused.returncode == 1
+    assert f"the schema is {older}, this version needs {newest_schema()}: run dklbench migrate" in said_by(refused)
+    assert dklbench("migrate").returncode == 0
     engine = connect(on_disk.database)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == newest_schema()
@@ -71,17 +80,39 @@ def test_serve_refuses_a_database_that_is_not_migrated(on_disk: Settings) -> Non
 
 @pytest.mark.parametrize("words", [("serve", "--port", "0"), ("migrate",), ("up", "--port", "0"), ("backup", "b")])
 def test_an_old_program_refuses_a_newer_database(
-    on_disk: Settings, tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    on_disk: Settings, dklbench: Command, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     of_the_future(on_disk)
-    code, said = dklbench(on_disk, *words)
-    assert code == 1
+    refused = dklbench(*words)
+    said = said_by(refused)
+    assert refused.returncode == 1
     assert "error: the " in said
     assert "has schema 9999" in said
     assert "newer dkl-bench" in said
     assert "Traceback" not in said
     assert not (tmp_path / "b" / "backup.json").exists()
+
+
+@pytest.mark.parametrize(
+    "worker",
+    [
+        (sys.executable, "-m", "workers"),
+        (str(BIN / "celery"), "-A", "workers.app", "worker"),
+    ],
+    ids=["embedded", "celery"],
+)
+def test_a_worker_of_another_version_takes_no_job(on_disk: Settings, worker: tuple[str, ...]) -> None:
+    """It has not got so far as to need its broker, for which this address has nobody."""
+    older = known_schemas()[-2]
+    leave_at(on_disk, older)
+    code, said = started(on_disk.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"}), *worker)
+    assert code == 1
+    assert f"the schema is {older}, this version needs {newest_schema()}: run dklbench migrate" in said
+    assert "Traceback" not in said
+    of_the_future(on_disk)
+    code, said = started(on_disk, *worker)
+    assert code == 1
+    assert "newer dkl-bench" in said
 
 
 def test_up_after_an_upgrade_just_works(settings: Settings, start_embedded: Start) -> None:
