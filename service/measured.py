@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, aliased, lazyload
 
 from dkl.protocols import CORRUPTIONS, PUBLISHED_CORRUPTIONS, show_protocol
 from service.db import reading
+from service.published import changes
 from service.reported import published_of
 from service.rows import Board, Boards, Row
 from service.significance import Verdicts
@@ -136,6 +137,7 @@ def _attacked_row(job: Job, training: Job | None) -> Row:
         extra_data=paper.extra_data if paper else None,
         published_accuracy=paper.robust_accuracy if paper else None,
         published_entry=paper.entry if paper else None,
+        note=_note(training),
         policy=job.recipe.get("policy", "exact"),
         engine=result["engine"],
         job_id=job.id,
@@ -160,6 +162,7 @@ def _corruptions_row(job: Job, training: Job | None) -> Row:
         robust_interval=result["corruption_interval"],
         images=result["images"],
         suite=_show_corruptions(job),
+        note=_note(training),
         extra_data=paper.extra_data if paper else None,
         published_accuracy=paper.robust_accuracy if paper else None,
         published_entry=paper.entry if paper else None,
@@ -167,6 +170,12 @@ def _corruptions_row(job: Job, training: Job | None) -> Row:
         model_job_id=job.parent_id,
         finished_at=job.finished_at,
     )
+
+
+def _note(training: Job | None) -> str | None:
+    """What a row that bears the name of a recipe must not be silent about."""
+    changed = changes(training) if training else []
+    return f"The recipe {training.name}, changed in: {', '.join(changed)}." if training and changed else None
 
 
 def _verdicts(job: Job) -> Verdicts | None:

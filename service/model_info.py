@@ -194,7 +194,8 @@ def _key(row: Row) -> str:
 def _footnote(row: Row) -> str:
     if row.source == "published":
         return " ".join(filter(None, (row.note, f"Read in: {row.citation}." if row.citation else None)))
-    return f"Measured by dkl-bench on {row.images or 0:,} images; {row.suite}, {row.engine}{_interval(row)}."
+    measured = f"Measured by dkl-bench on {row.images or 0:,} images; {row.suite}, {row.engine}{_interval(row)}."
+    return " ".join(filter(None, (measured, row.note)))
 
 
 def _interval(row: Row) -> str:

@@ -1,7 +1,7 @@
 """What a paper reports beside what was measured here, for jobs that run a named recipe."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from functools import cache
+from typing import NamedTuple
 
 from dkl.catalog import RECIPES, Named, Published, PublishedAccuracy
 from service.tables import Job
@@ -32,16 +32,31 @@ class Comparison(NamedTuple):
 
 def entry_of(training: Job) -> Named | None:
     """The catalogue's entry that the training was submitted under, if a paper reports its robust accuracy."""
-    entry = RECIPES.get(training.name or "")
+    entry = _named(training)
     return entry if entry and isinstance(entry.published, Published) else None
 
 
-def changes(entry: Named, recipe: Mapping[str, Any]) -> list[str]:
-    """The fields in which `recipe` differs from the entry's, but for those that change nothing in the question and
-    for the teacher, which entries leave open."""
-    asked = {name: value for name, value in recipe.items() if name != "teacher"}
-    named, run = dict(fields(entry.recipe.model_dump(mode="json"))), dict(fields(asked))
+def _named(job: Job) -> Named | None:
+    """The catalogue's entry that the job was submitted under; None where it is about other data: whatever it comes
+    to there, no number in print is to be put beside it."""
+    entry = RECIPES.get(job.name or "")
+    return entry if entry and entry.recipe.dataset == job.dataset else None
+
+
+def changes(job: Job) -> list[str]:
+    """The fields in which the job's recipe differs from the named one that it was submitted under, but for those
+    that change nothing in the question and for the teacher, which the catalogue leaves open."""
+    if job.name not in RECIPES:
+        return []
+    named = _as_named(job.name)
+    run = dict(fields({name: value for name, value in job.recipe.items() if name != "teacher"}))
     return [path for path in named | run if named.get(path) != run.get(path) and path not in _NO_CHANGE]
+
+
+@cache
+def _as_named(name: str) -> dict[str, str]:
+    """A thousand rows of a board may be of one recipe."""
+    return dict(fields(RECIPES[name].recipe.model_dump(mode="json")))
 
 
 def judged_as_published(training: Job, evaluation: Job) -> bool:
@@ -71,12 +86,12 @@ def compare(training: Job, evaluation: Job | None) -> Comparison | None:
             "AutoAttack", paper.robust_accuracy, measured.robust_accuracy if as_published else None, evaluation
         ),
     ]
-    return Comparison(paper, entry.also, rows, changes(entry, training.recipe))
+    return Comparison(paper, entry.also, rows, changes(training))
 
 
 def compare_accuracy(job: Job) -> Comparison | None:
     """A paper's accuracies beside those of this training or distillation, where nothing is attacked."""
-    entry = RECIPES.get(job.name or "")
+    entry = _named(job)
     paper = entry.published if entry else None
     if entry is None or not isinstance(paper, PublishedAccuracy):
         return None
@@ -90,4 +105,4 @@ def compare_accuracy(job: Job) -> Comparison | None:
     }.items():
         if published is not None:
             rows.append(Compared(name.capitalize(), published, result.get(f"{name}_accuracy"), None))
-    return Comparison(paper, entry.also, rows, changes(entry, job.recipe))
+    return Comparison(paper, entry.also, rows, changes(job))

@@ -47,7 +47,7 @@ def published_of(job: Job, training: Job | None) -> Row | None:
     entry = entry_of(training) if training else None
     if training is None or entry is None or training.name is None:
         return None
-    same_question = judged_as_published(training, job) and not changes(entry, training.recipe)
+    same_question = judged_as_published(training, job) and not changes(training)
     return packaged().recipes[training.name] if same_question else None
 
 

@@ -1,4 +1,7 @@
-"""LBGAT and DAJAT on digits: they learn, and stand against PGD where natural training falls."""
+"""LBGAT and DAJAT on digits: they learn, and stand against PGD where natural training falls.
+
+Their updates are compared with the authors' in test_lbgat.py and test_dajat.py.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -39,6 +42,7 @@ def natural() -> Accuracies:
     return judged("natural-digits", **SMALL, epochs=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
