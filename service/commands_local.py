@@ -24,15 +24,21 @@ def recipes(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """List the named recipes, with what papers report for them."""
+    """List the named recipes, with what papers report for them; of one with exactly this name, say all."""
     from dataclasses import asdict
 
     from dkl.catalog import RECIPES
-    from service.terminal_tables import recipes_table
+    from service.terminal_tables import recipe_words, recipes_table
 
     found = {name: entry for name, entry in RECIPES.items() if part.casefold() in name}
     if not found:
         raise ValueError(f"no recipe has {part!r} in its name; `dklbench recipes` lists all {len(RECIPES)}")
+    if not as_json and part in RECIPES:
+        for line in recipe_words(part, RECIPES[part]):
+            say(line)
+        if others := [name for name in found if name != part]:
+            say(f"others with this in their name: {', '.join(others)}")
+        return
     if not as_json:
         console.print(recipes_table(found))
         return

@@ -1,13 +1,15 @@
 """Jobs, workers, recipes and leaderboards as tables, with rich."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dkl.catalog import Named, Published, PublishedAccuracy
+from dkl.documents import show_pixels
 from service.terminal_results import result_line
 from service.wording import since
 
@@ -98,7 +100,7 @@ def recipes_table(recipes: Mapping[str, Named]) -> Table:
     table.add_column("recipe", no_wrap=True)  # to be copied
     table.add_column("clean", justify="right", no_wrap=True)
     table.add_column("AA", justify="right", no_wrap=True)
-    table.add_column("what it does", overflow="fold")
+    table.add_column("what it does")
     for name, entry in recipes.items():
         match entry.published:
             case Published(clean_accuracy=clean, robust_accuracy=robust):
@@ -107,7 +109,33 @@ def recipes_table(recipes: Mapping[str, Named]) -> Table:
                 numbers = (f"{accuracy:.2%}", "")
             case _:
                 numbers = ("", "")
-        table.add_row(name, *numbers, escape(entry.about))
-    table.caption = "clean, AA: published accuracies, on clean images and under AutoAttack"
+        # Not the column but its text is kept on one line: the column is what gives way on a narrow terminal.
+        table.add_row(name, *numbers, Text(entry.about, no_wrap=True, overflow="ellipsis"))
+    table.caption = (
+        "clean, AA: published accuracies, on clean images and under AutoAttack; "
+        "dklbench recipes NAME: all that is known of one"
+    )
     table.caption_justify = "left"
     return table
+
+
+def recipe_words(name: str, entry: Named) -> Iterator[str]:
+    """All that is known of a recipe, in lines with rich's markup."""
+    yield f"[bold]{name}[/], {entry.recipe.kind}"
+    yield escape(entry.about)
+    for published in (entry.published, *entry.also):
+        match published:
+            case Published(clean_accuracy=clean, robust_accuracy=robust):
+                at = "" if published.eps is None else f" at eps {show_pixels(published.eps)}"
+                yield f"published: {clean:.2%} clean, {robust:.2%} under AutoAttack{at}; {_source(published)}"
+            case PublishedAccuracy(accuracy=accuracy):
+                yield f"published: {accuracy:.2%}; {_source(published)}"
+            case None:
+                yield "published: nothing"
+    needs = f" {entry.needs}.job=ID" if entry.needs else ""
+    yield f"to run it: dklbench submit {name}{needs}"
+    yield f"every field of it: dklbench recipes {name} --json"
+
+
+def _source(published: Published | PublishedAccuracy) -> str:
+    return escape(f"{published.source}, {published.url}")

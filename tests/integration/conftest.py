@@ -1,4 +1,4 @@
-"""Services as processes, for the tests that kill them."""
+"""Services as processes, for the tests that kill them; and the command line."""
 
 import subprocess
 from collections.abc import Iterator
@@ -6,10 +6,38 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from commands import Answer, Command
 from processes import BIN, Processes, Start, answers, free_port, quick_settings, wait_until
 
+from service import cli
 from service.client import Client
 from service.settings import Settings
+from service.settings import settings as chosen
+
+
+@pytest.fixture
+def here(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The commands of this process find the test's settings, and leave files in its folder."""
+    monkeypatch.chdir(tmp_path)
+    for variable, value in {"COLUMNS": "200", **settings.as_environment()}.items():
+        monkeypatch.setenv(variable, value)
+    chosen.cache_clear()
+    yield
+    chosen.cache_clear()
+
+
+@pytest.fixture
+def dklbench(here: None, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line with the test's settings, on a terminal of 200 columns."""
+
+    def run(*words: object) -> Answer:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(word) for word in words])
+        assert isinstance(ended.value.code, int)
+        return Answer(ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 def _processes(folder: Path) -> Iterator[Processes]:

@@ -7,22 +7,23 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import BIN, Processes, Start, ends, wait_until
+from commands import Answer, Command
+from processes import BIN, Processes, ends, wait_until
 
-from service import cli
-from service.client import ServiceError
+from service.client import Client, ServiceError
 from service.settings import Settings
-from service.settings import settings as chosen
 
 SMALL = ["natural-digits", "epochs=1", "model.width=2"]
 
 
-def dklbench(*words: str, settings: Settings, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def started(*words: str, settings: Settings, cwd: Path | None = None) -> Answer:
+    """A process of its own, as a shell starts it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **settings.as_environment()}
     command = [str(BIN / "dklbench"), *words]
-    return subprocess.run(
+    done = subprocess.run(
         command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=280
     )
+    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -69,38 +70,27 @@ def dklbench(*words: str, settings: Settings, cwd: Path | None = None) -> subpro
         (["up", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
     ],
 )
-def test_mistakes_get_one_sentence(
-    words: list[str],
-    sentence: str,
-    settings: Settings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for variable, value in settings.as_environment().items():
-        monkeypatch.setenv(variable, value)
-    monkeypatch.chdir(tmp_path)
-    chosen.cache_clear()
-    with pytest.raises(SystemExit) as ended:
-        cli.main(words)
-    chosen.cache_clear()
-    out, err = capsys.readouterr()
-    assert (ended.value.code, out) == (1, "")
+def test_mistakes_get_one_sentence(words: list[str], sentence: str, dklbench: Command) -> None:
+    code, out, err = dklbench(*words)
+    assert (code, out) == (1, "")
     assert sentence in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
 
 
-def test_help_and_recipes(settings: Settings) -> None:
-    assert "Adversarial robustness benchmarking" in dklbench("--help", settings=settings).stdout
-    assert "ikl-at-cifar100-wrn-34-10" in dklbench("recipes", settings=settings).stdout
-    some = dklbench("recipes", "CIFAR100", settings=settings).stdout
+def test_help_and_recipes(dklbench: Command, settings: Settings) -> None:
+    assert "Adversarial robustness benchmarking" in started("--help", settings=settings).stdout
+    assert "ikl-at-cifar100-wrn-34-10" in dklbench("recipes").stdout
+    some = dklbench("recipes", "CIFAR100").stdout
     assert re.search(r"ikl-at-cifar100-wrn-34-10 +65\.76% +31\.91% ", some)
     assert "digits" not in some
+    one = dklbench("recipes", "ikl-at-cifar100-wrn-34-10").stdout
+    assert "published: 65.76% clean, 31.91% under AutoAttack; " in one
+    assert "others with this in their name: ikl-at-cifar100-wrn-34-10-" in one
 
 
-def test_run_trains_and_judges_without_a_service(settings: Settings, tmp_path: Path) -> None:
-    trained = dklbench("run", *SMALL, "--plot", "curve.svg", settings=settings, cwd=tmp_path)
+def test_run_trains_and_judges_without_a_service(dklbench: Command, settings: Settings, tmp_path: Path) -> None:
+    trained = started("run", *SMALL, "--plot", "curve.svg", settings=settings, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "trained" in trained.stdout
     assert re.search(r"\n +1/1 +\d\.\d{4} +[\d.]+% ", trained.stdout)
@@ -109,13 +99,13 @@ def test_run_trains_and_judges_without_a_service(settings: Settings, tmp_path: P
     assert "<!-- natural-digits, seed 0 -->" in (tmp_path / "curve.svg").read_text()
     judged = dklbench(
         "run", "autoattack-digits-linf", "images=8", 'suite=[{"kind": "apgd-ce", "steps": 5}]',
-        "--checkpoint", str(model), settings=settings, cwd=tmp_path,
+        "--checkpoint", str(model),
     )  # fmt: skip
     assert judged.returncode == 0, judged.stderr
     assert "robust" in judged.stdout
 
 
-def test_weights_of_others_are_converted_and_judged(settings: Settings, tmp_path: Path) -> None:
+def test_weights_of_others_are_converted_and_judged(dklbench: Command, tmp_path: Path) -> None:
     import torch
 
     from dkl.architectures import CNN
@@ -126,7 +116,7 @@ def test_weights_of_others_are_converted_and_judged(settings: Settings, tmp_path
     torch.save({"state_dict": {f"module.{name}": w for name, w in theirs.items()}}, tmp_path / "theirs.pt")
     converted = dklbench(
         "convert", "theirs.pt", "ours.safetensors",
-        "--architecture", "cnn width=4", "--dataset", "digits", settings=settings, cwd=tmp_path,
+        "--architecture", "cnn width=4", "--dataset", "digits",
     )  # fmt: skip
     assert converted.returncode == 0, converted.stderr
     assert re.search(r"ours.safetensors is a checkpoint with sha256 [0-9a-f]{64}\n", converted.stdout)
@@ -138,7 +128,6 @@ def test_weights_of_others_are_converted_and_judged(settings: Settings, tmp_path
     judged = dklbench(
         "run", "autoattack-digits-linf", "images=8", 'suite=[{"kind": "apgd-ce", "steps": 2}]',
         "--checkpoint", "ours.safetensors", 'model.preprocessing={"mean": [0.5], "std": [0.25]}',
-        settings=settings, cwd=tmp_path,
     )  # fmt: skip
     assert judged.returncode == 0, judged.stderr
     assert "robust" in judged.stdout
@@ -148,7 +137,7 @@ def test_a_function_in_the_current_directory_is_judged(settings: Settings, tmp_p
     (tmp_path / "mine.py").write_text(
         "import torch\nnet = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
     )
-    judged = dklbench(
+    judged = started(
         "run", "autoattack-digits-linf", "images=8", 'suite=[{"kind": "apgd-ce", "steps": 2}]',
         "--model", "mine:net", settings=settings, cwd=tmp_path,
     )  # fmt: skip
@@ -168,25 +157,27 @@ def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(
     assert "the same command goes on" in processes.output()
 
 
-def test_submit_watch_list_cancel(start_embedded: Start, settings: Settings) -> None:
-    _, client = start_embedded()
+def test_submit_watch_list_cancel(shared_embedded: tuple[Settings, Client], dklbench: Command) -> None:
+    _, client = shared_embedded
     here = ["--url", client.url]
-    watched = dklbench("submit", *SMALL, "--watch", *here, settings=settings)
+    watched = dklbench("submit", *SMALL, "--watch", *here)
     assert watched.returncode == 0, watched.stderr
     [job_id] = re.findall(r"job ([0-9a-f]{12}) is queued", watched.stdout)
     assert "trained" in watched.stdout
-    assert "trained" in dklbench("watch", job_id, *here, settings=settings).stdout
-    assert job_id in dklbench("jobs", *here, settings=settings).stdout
+    assert "trained" in dklbench("watch", job_id, *here).stdout
+    assert job_id in dklbench("jobs", *here).stdout
     endless = client.submit("natural-digits", {"epochs": 100_000}).id
-    assert "cancel" in dklbench("cancel", endless, *here, settings=settings).stdout
+    assert "cancel" in dklbench("cancel", endless, *here).stdout
     ends(client, endless, "canceled")
-    late = dklbench("cancel", job_id, *here, settings=settings)
+    late = dklbench("cancel", job_id, *here)
     assert (late.returncode, "already succeeded" in late.stderr) == (1, True)
-    assert "CIFAR-10" in dklbench("leaderboard", "--dataset", "cifar10", *here, settings=settings).stdout
+    assert "CIFAR-10" in dklbench("leaderboard", "--dataset", "cifar10", *here).stdout
 
 
-def test_an_evaluation_is_stopped_and_verified(start_embedded: Start, settings: Settings, tmp_path: Path) -> None:
-    _, client = start_embedded()
+def test_an_evaluation_is_stopped_and_verified(
+    shared_embedded: tuple[Settings, Client], dklbench: Command, tmp_path: Path
+) -> None:
+    _, client = shared_embedded
     here = ["--url", client.url]
     model = client.submit("natural-digits", {"epochs": 1, "model.width": 2})
     quick = [
@@ -195,27 +186,28 @@ def test_an_evaluation_is_stopped_and_verified(start_embedded: Start, settings: 
         "images=20",
         'suite=[{"kind": "apgd-ce", "steps": 5}]',
     ]
-    first = dklbench("submit", *quick, "--top", "1", "--watch", *here, settings=settings)
+    first = dklbench("submit", *quick, "--top", "1", "--watch", *here)
     assert first.returncode == 0, first.stderr
     assert "its board has fewer than 1 rows, so nothing stops it" in first.stdout
     assert re.search(r"[\d.]+% clean, [\d.]+% robust, custom", first.stdout)
     [job_id] = re.findall(r"job ([0-9a-f]{12}), autoattack-digits-linf, is queued", first.stdout)
     [row] = client.leaderboard(dataset="digits").rows
-    second = dklbench("submit", *quick, "--top", "1", "seed=1", *here, settings=settings)
+    second = dklbench("submit", *quick, "--top", "1", "seed=1", *here)
     assert f"it stops once its robust accuracy is certain to be below {row.robust_accuracy:.2%}" in second.stdout
 
-    saved = dklbench("evidence", job_id, *here, settings=settings, cwd=tmp_path)
+    saved = dklbench("evidence", job_id, *here)
     assert saved.returncode == 0, saved.stderr
     assert (tmp_path / f"{job_id}-evidence.safetensors").exists()
-    proved = dklbench("verify", job_id, *here, settings=settings, cwd=tmp_path)
+    proved = dklbench("verify", job_id, *here)
     assert (proved.returncode, "every claim holds" in proved.stdout) == (0, True), proved.stderr
     with pytest.raises(ServiceError, match="trains a model"):
         model.download("evidence", tmp_path / "none")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [f"{job_id}-evidence.safetensors"]
 
 
+@pytest.mark.slow
 def test_the_demo_tells_the_true_story_and_a_second_start_finds_it(settings: Settings) -> None:
-    first = dklbench("demo", "--exit", settings=settings)
+    first = started("demo", "--exit", settings=settings)
     assert first.returncode == 0, first.stderr
     ranked = re.findall(r"(\d) +(ikl-at|natural)-digits(?: CNN-32)? +([\d.]+) +([\d.]+) ", first.stdout)
     assert [(rank, name) for rank, name, _, _ in ranked] == [("1", "ikl-at"), ("2", "natural")]
@@ -224,6 +216,6 @@ def test_the_demo_tells_the_true_story_and_a_second_start_finds_it(settings: Set
     assert robust["natural"] < 20
     assert robust["ikl-at"] > 45
     assert min(clean.values()) > 90
-    second = dklbench("demo", "--exit", settings=settings)
+    second = started("demo", "--exit", settings=settings)
     tables = [re.findall(r"\d+\.\d\d", run.stdout.split("Handwritten")[1]) for run in (first, second)]
     assert tables[0] == tables[1]

@@ -1,14 +1,13 @@
 """`dklbench upload` and `evaluate`, as a user meets them: a file goes in, a checkpoint and a place come out."""
 
-import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import BIN, Start
+from commands import Command
+from processes import Start
 
 from dkl.architectures import CNN
 from dkl.models import build
@@ -16,24 +15,17 @@ from dkl.weights import load_checkpoint, save_checkpoint
 from service import commands_upload
 from service.client import ServiceError
 from service.client_weights import import_of, judge_of, judge_of_the_zoo
-from service.settings import Settings
-
-
-def dklbench(*words: str, settings: Settings) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **settings.as_environment(), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    command = [str(BIN / "dklbench"), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
 
 
 def test_weights_become_a_checkpoint_that_is_judged(
-    start_embedded: Start, settings: Settings, tmp_path: Path
+    start_embedded: Start, dklbench: Command, tmp_path: Path
 ) -> None:
     _, client = start_embedded()
     network = build(CNN(width=2), channels=1, classes=10).eval()
     torch.save({"state_dict": {f"module.{n}": v for n, v in network.state_dict().items()}}, tmp_path / "mine.pt")
     here = ["--url", client.url]
     about = ["--dataset", "digits", "--architecture", "cnn width=2"]
-    done = dklbench("upload", str(tmp_path / "mine.pt"), *about, "--watch", *here, settings=settings)
+    done = dklbench("upload", str(tmp_path / "mine.pt"), *about, "--watch", *here)
     assert "taken in" in done.stdout, done.stdout + done.stderr
     (job,) = client.jobs()
     assert (job.kind, job.status, job.document["result"]["format"]) == ("import", "succeeded", "pt")
@@ -42,7 +34,7 @@ def test_weights_become_a_checkpoint_that_is_judged(
     assert torch.equal(load_checkpoint(tmp_path / "ours.safetensors").model(x), network(x))
 
     quick = ["images=20", 'suite=[{"kind": "apgd-ce", "steps": 2}]']
-    judged = dklbench("evaluate", str(tmp_path / "ours.safetensors"), *quick, *here, settings=settings)
+    judged = dklbench("evaluate", str(tmp_path / "ours.safetensors"), *quick, *here)
     assert judged.returncode == 0, judged.stdout + judged.stderr
     (row,) = client.leaderboard(dataset="digits").rows
     assert re.search(r"clean accuracy +[\d.]+% \(95 %: [\d.]+% to [\d.]+%\)\n", judged.stdout)
@@ -51,7 +43,7 @@ def test_weights_become_a_checkpoint_that_is_judged(
     assert judged.stdout.endswith(f"{client.url}/entries/{row.entry}\n")
 
     (tmp_path / "page").write_text("<html>quota exceeded")
-    refused = dklbench("evaluate", str(tmp_path / "page"), *about, *here, settings=settings)
+    refused = dklbench("evaluate", str(tmp_path / "page"), *about, *here)
     assert (refused.returncode, refused.stdout.count("is queued")) == (1, 2)
     assert re.search(r"error: job \w+ \(import\) has failed: the upload is a web page", refused.stderr)
     assert "see dklbench log" in refused.stderr

@@ -13,7 +13,7 @@ from service import terminal_bars
 from service.client import Event
 from service.terminal import console
 from service.terminal_bars import Bars
-from service.terminal_tables import jobs_table, leaderboard_table, recipes_table, workers_table
+from service.terminal_tables import jobs_table, leaderboard_table, recipe_words, recipes_table, workers_table
 
 
 @pytest.fixture
@@ -228,6 +228,30 @@ def test_recipes_are_listed_with_what_papers_report(capsys: pytest.CaptureFixtur
     [published] = [line for line in capsys.readouterr().out.splitlines() if "wrn-34-10" in line]
     assert "%" not in natural
     assert published.split()[1:3] == ["65.76%", "31.91%"]
+
+
+def test_a_recipe_takes_one_line_of_a_narrow_terminal() -> None:
+    written = StringIO()
+    narrow = Console(width=80, file=written)
+    names = [name for name in RECIPES if name.startswith("lbgat-")]
+    narrow.print(recipes_table({name: RECIPES[name] for name in names}))
+    lines = written.getvalue().splitlines()
+    assert [line.split()[0] for line in lines if line.startswith(" lbgat-")] == names
+    assert len(lines) < len(names) + 8
+
+
+def test_all_that_is_known_of_a_recipe() -> None:
+    lines = list(recipe_words("lbgat-cifar100-wrn-34-10-beta6", RECIPES["lbgat-cifar100-wrn-34-10-beta6"]))
+    assert lines[0].endswith(", train")
+    assert "LBGAT-AWP" in lines[1]
+    assert lines[2].startswith("published: 60.64% clean, 29.33% under AutoAttack")
+    assert "https://" in lines[2]
+    assert "to run it: dklbench submit lbgat-cifar100-wrn-34-10-beta6" in lines
+    judge = list(recipe_words("autoattack-digits-linf", RECIPES["autoattack-digits-linf"]))
+    assert "published: nothing" in judge
+    assert "to run it: dklbench submit autoattack-digits-linf model.job=ID" in judge
+    student = list(recipe_words("ikl-kd-digits", RECIPES["ikl-kd-digits"]))
+    assert "to run it: dklbench submit ikl-kd-digits teacher.job=ID" in student
 
 
 # --- jobs and workers -------------------------------------------------------------------------------------
