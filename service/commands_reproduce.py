@@ -3,7 +3,6 @@
 What is in the ledger already is not run again: the service says of every row how far it is.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from service.options import Url, client_of
-from service.terminal import console
+from service.options import Json, Url, client_of
+from service.terminal import console, note, notes, say, show_json
 
 if TYPE_CHECKING:  # no other command waits for these
     from service.client import Client
@@ -27,8 +25,6 @@ app = typer.Typer()
 _LOST = frozenset({"failed", "canceled"})
 _OVER = _LOST | {"succeeded"}
 _POLL_SECONDS = 1.0
-_notes = Console(stderr=True, highlight=False)
-"""What goes on meanwhile; results are for the standard output."""
 
 
 @app.command()
@@ -48,7 +44,7 @@ def reproduce(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the rows into this SVG file at the end.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the study as one JSON object.")] = False,
+    as_json: Json = False,
     up: Annotated[
         bool, typer.Option("--up", help="Where no service answers, be one meanwhile, as `dklbench up` is.")
     ] = False,
@@ -66,16 +62,16 @@ def reproduce(
         try:
             found = _run(client, asked, only or [])
         except KeyboardInterrupt:
-            _notes.print("interrupted; the same command goes on from here", soft_wrap=True)
+            note("interrupted; the same command goes on from here")
             raise typer.Exit(130) from None
         if plot is not None:
             _draw(found, plot)
         if as_json:
-            print(json.dumps(found))
+            show_json(found)
         else:
             rows = _chosen(found, only or [])
             console.print(study_table(found, rows), *map(escape, study_words(found, rows)), sep="\n")
-            console.print(f"to share: {client.url}/studies/{asked}", soft_wrap=True)
+            say(f"to share: {client.url}/studies/{asked}")
         if sentences := _failures(client, _chosen(found, only or [])):
             raise ServiceError("; ".join(sentences))
 
@@ -115,7 +111,7 @@ def _service(url: str | None, dataset: str, *, up: bool) -> Iterator["Client"]:
     logs.configure(chosen, level=logging.WARNING)
     address = f"http://127.0.0.1:{chosen.port}"
     with served(chosen), Client(address, chosen.key.get_secret_value()) as client:
-        _notes.print(f"no service answered, so this is one: {address}, data in {chosen.data_dir}", soft_wrap=True)
+        note(f"no service answered, so this is one: {address}, data in {escape(str(chosen.data_dir))}")
         yield client
 
 
@@ -150,7 +146,7 @@ def _run(client: "Client", name: str, only: Sequence[str]) -> "Study":
         *(TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn()),
         TextColumn("{task.fields[state]}"),
     )
-    with Progress(*columns, console=_notes, disable=not _notes.is_terminal, redirect_stdout=False) as bars:
+    with Progress(*columns, console=notes, disable=not notes.is_terminal, redirect_stdout=False) as bars:
         bar = bars.add_task(f"table {name}", total=len(_chosen(found, only)), state="")
         of_rows: dict[str, TaskID] = {}
         while True:
@@ -187,7 +183,7 @@ def _resumed(client: "Client", job: Mapping[str, Any]) -> bool:
     try:
         client.job(job["id"]).resume()
     except ServiceError as error:
-        _notes.print(f"job {job['id']} cannot be resumed ({escape(str(error))}); it is submitted anew")
+        note(f"job {job['id']} cannot be resumed ({escape(str(error))}); it is submitted anew")
         return False
     return True
 
@@ -256,8 +252,8 @@ def _draw(found: "Study", path: Path) -> None:
 
     plot = picture(StudyView.model_validate(found))
     if plot is None:
-        _notes.print("no row is judged, so there is nothing to draw")
+        note("no row is judged, so there is nothing to draw")
         return
     with replacing(path) as file:
         file.write(svg_text(plot).encode())
-    _notes.print(f"the picture is {path}", soft_wrap=True)
+    note(f"the picture is {escape(str(path))}")

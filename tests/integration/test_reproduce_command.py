@@ -1,36 +1,32 @@
 """`dklbench reproduce` with a real service and real training, on a few packed images of CIFAR-10."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Answer, Command
 from processes import BIN, Start, ends, free_port, wait_until
 
 from dkl.catalog.studies import study
 from service.client import Client
 from service.settings import Settings
+from service.settings import settings as chosen
 
 PACKED = Path(__file__).parent.parent / "data"
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def environment(settings: Settings) -> dict[str, str]:
-    own = {"OMP_NUM_THREADS": "1", "COLUMNS": "160", "DKLBENCH_URL": f"http://127.0.0.1:{free_port()}"}
-    return {**os.environ, **settings.as_environment(), **own}
+def reproduce(dklbench: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command, for which no service answers unless the test sets DKLBENCH_URL."""
+    monkeypatch.setenv("DKLBENCH_URL", f"http://127.0.0.1:{free_port()}")
 
-
-@pytest.fixture
-def reproduce(environment: dict[str, str]) -> Run:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [str(BIN / "dklbench"), "reproduce", *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    def run(*words: str) -> Answer:
+        chosen.cache_clear()
+        return dklbench("reproduce", *words)
 
     return run
 
@@ -56,19 +52,22 @@ def rows(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
         (["2", "--url", "http://127.0.0.1:9"], "no service answers at http://127.0.0.1:9"),
     ],
 )
-def test_mistakes_get_a_sentence(reproduce: Run, words: list[str], sentence: str) -> None:
+def test_mistakes_get_a_sentence(reproduce: Command, words: list[str], sentence: str) -> None:
     ended = reproduce(*words)
     assert ended.returncode != 0
     assert sentence in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_without_the_data_set_nothing_is_submitted(
-    reproduce: Run, environment: dict[str, str], settings: Settings
-) -> None:
-    """It cannot be downloaded either: the proxy is nobody."""
-    environment |= dict.fromkeys(("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"), "http://127.0.0.1:9")
-    ended = reproduce("3", "--budget", "smoke", "--up")
+@pytest.mark.usefixtures("here")
+def test_without_the_data_set_nothing_is_submitted(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    """It cannot be downloaded either: the proxy is nobody. In a process of its own, as a process remembers its
+    first proxy."""
+    monkeypatch.setenv("DKLBENCH_URL", f"http://127.0.0.1:{free_port()}")
+    for proxy in ("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    command = [str(BIN / "dklbench"), "reproduce", "3", "--budget", "smoke", "--up"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ended.returncode == 1
     assert f"cifar10 is not in {settings.datasets_dir} and could not be downloaded" in ended.stderr
     assert "put cifar10_train.npz and cifar10_test.npz there" in ended.stderr
@@ -77,10 +76,10 @@ def test_without_the_data_set_nothing_is_submitted(
 
 @pytest.mark.usefixtures("cifar10")
 def test_a_finished_row_is_not_run_again(
-    reproduce: Run, start_embedded: Start, environment: dict[str, str], tmp_path: Path
+    reproduce: Command, start_embedded: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _, client = start_embedded()
-    environment["DKLBENCH_URL"] = client.url
+    monkeypatch.setenv("DKLBENCH_URL", client.url)
     only = ("3", "--budget", "smoke", "--only", "trades", "--plot", str(tmp_path / "table.svg"))
     first = reproduce(*only, "--json")
     assert first.returncode == 0, first.stderr
@@ -108,14 +107,12 @@ def test_a_finished_row_is_not_run_again(
 @pytest.mark.slow
 @pytest.mark.usefixtures("cifar10")
 def test_after_an_interrupt_and_a_cancel_it_goes_on(
-    start_embedded: Start, environment: dict[str, str], reproduce: Run
+    start_embedded: Start, monkeypatch: pytest.MonkeyPatch, reproduce: Command
 ) -> None:
     _, client = start_embedded()
-    environment["DKLBENCH_URL"] = client.url
+    monkeypatch.setenv("DKLBENCH_URL", client.url)
     words = ("3", "--budget", "smoke", "--only", "PGD-AT")
-    process = subprocess.Popen(
-        [str(BIN / "dklbench"), "reproduce", *words], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([str(BIN / "dklbench"), "reproduce", *words], stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(client.jobs()) == 2, what="its jobs")
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
@@ -135,16 +132,17 @@ def test_after_an_interrupt_and_a_cancel_it_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cifar10")
+@pytest.mark.usefixtures("cifar10", "here")
 @pytest.mark.parametrize("table", ["2", "3"])
-def test_every_method_of_a_table_trains_and_is_judged(
-    reproduce: Run, environment: dict[str, str], table: str
-) -> None:
+def test_every_method_of_a_table_trains_and_is_judged(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a service of its own, which leaves its ledger in the data folder."""
-    ended = reproduce(table, "--budget", "smoke", "--up", "--json")
+    url = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("DKLBENCH_URL", url)
+    command = [str(BIN / "dklbench"), "reproduce", table, "--budget", "smoke", "--up", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
     assert found["finished"] == len(study(f"{table}-smoke").rows) == len(found["rows"])
     assert all(row["images"] == 8 and row["training"]["seconds"] > 0 for row in found["rows"])
-    with Client(environment["DKLBENCH_URL"]) as client, pytest.raises(Exception, match="no service answers"):
+    with Client(url) as client, pytest.raises(Exception, match="no service answers"):
         client.study(f"{table}-smoke")  # it ended with the command
