@@ -78,9 +78,13 @@ def _leaves(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
+_PIXELS = (".eps", ".step_sizes", "curve")
+"""How the paths of differences of pixels end."""
+
+
 def _field(path: str, value: Any) -> str:
-    if path.endswith(".eps") and isinstance(value, float):
+    if isinstance(value, list | tuple) and not any(isinstance(one, Mapping) for one in value):
+        return ", ".join(_field(path, one) for one in value) or "none"
+    if path.endswith(_PIXELS) and isinstance(value, float):
         return show_pixels(value)
-    if path == "curve":
-        return ", ".join(map(show_pixels, value)) or "none"
     return value if isinstance(value, str) else json.dumps(value)

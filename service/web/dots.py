@@ -11,8 +11,8 @@ from service.web.templating import templates
 
 _RIGHT, _BOTTOM = 14, 40
 _LANE = 19
-_LETTER = 6.4
-"""Mean width of a letter: generous, for fonts that are not known here."""
+_LETTER, _CAPITAL = 6.4, 8.4
+"""Mean widths: generous, for fonts that are not known here."""
 _STYLE = Path(__file__).parent / "static" / "charts.css"
 
 
@@ -93,7 +93,7 @@ def dot_plot(
     top = 8.0 + 16 * len(references)
     bottom = top + _LANE * len(shown)
 
-    left = round(14 + _LETTER * max(len(lane.label) for lane in shown), 1)
+    left = round(14 + max(_width(lane.label) for lane in shown), 1)
 
     def x(value: float) -> float:
         return round(left + (value - scale[0]) / (scale[-1] - scale[0]) * (WIDTH - _RIGHT - left), 2)
@@ -141,6 +141,10 @@ def svg_file(plot: DotPlot, filename: str) -> Response:
 def svg_text(plot: DotPlot) -> str:
     """The plot on its own, with its colours."""
     return templates.get_template("dots.svg").render(plot=plot, style=_STYLE.read_text())
+
+
+def _width(label: str) -> float:
+    return sum(_CAPITAL if letter.isupper() else _LETTER for letter in label)
 
 
 def _line(x: float, place: int, label: str) -> Line:

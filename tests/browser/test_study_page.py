@@ -97,7 +97,7 @@ def test_it_changes_while_jobs_run(empty_site: story.Site, page: Page) -> None:
     expect(page.get_by_text("4 of 17 rows are trained and judged")).to_be_visible(timeout=15_000)
 
 
-@pytest.mark.parametrize("name", ["2-tiny", "3-tiny"])
+@pytest.mark.parametrize("name", ["2-tiny", pytest.param("3-tiny", marks=pytest.mark.slow)])
 def test_a_filled_page_keeps_the_promises(empty_site: story.Site, new_page: NewPage, name: str) -> None:
     fill(empty_site, name)
     page = new_page()
