@@ -65,6 +65,8 @@ from service.webhooks import deliver_due
 
 MAX_BODY_BYTES = 2**20
 _COLLECT_SECONDS = 3600.0
+_COLLECT_FIRST_SECONDS = 60.0
+"""After the start, which has enough to do without it."""
 _DELIVER_SECONDS = 2.0
 _SENT_AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
 """Not compressed: event streams, so that nothing waits in a buffer, and what downloads resume."""
@@ -103,8 +105,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.dkl = state
     app.state.metrics = observations
     app.state.checks = health.Checks(settings, state.db)
-    for routes in (*_INTERFACES, *_PAGES):
-        app.include_router(routes.router)
+    # As they are: include_router would make every route once more for each application, at its first request.
+    app.router.routes.extend(route for routes in (*_INTERFACES, *_PAGES) for route in routes.router.routes)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "web" / "static"), name="static")
     for kind, handler in (HANDLERS | api_uploads.HANDLERS).items():
         app.add_exception_handler(kind, handler)
@@ -123,7 +125,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.create_task(_repeat(state.streams.look, POLL_SECONDS, stop)),
         asyncio.create_task(_repeat(sweep, state.settings.sweep_seconds, stop)),
         asyncio.create_task(_repeat(partial(_deliver, state), _DELIVER_SECONDS, stop)),
-        asyncio.create_task(_repeat(partial(_collect, state, stop), _COLLECT_SECONDS, stop)),
+        asyncio.create_task(
+            _repeat(partial(_collect, state, stop), _COLLECT_SECONDS, stop, first=_COLLECT_FIRST_SECONDS)
+        ),
     ]
     try:
         yield
@@ -133,7 +137,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.db.dispose()
 
 
-async def _repeat(work: Callable[[], Awaitable[None]], seconds: float, stop: asyncio.Event) -> None:
+async def _repeat(
+    work: Callable[[], Awaitable[None]], seconds: float, stop: asyncio.Event, first: float = 0.0
+) -> None:
+    await _pause(first, stop)
     while not stop.is_set():
         try:
             await work()
@@ -141,8 +148,12 @@ async def _repeat(work: Callable[[], Awaitable[None]], seconds: float, stop: asy
             _log.warning("the database does not answer (%s); trying again in %g s", error, seconds)
         except Exception:  # of one round; the next ones must come all the same
             _log.exception("work beside the routes failed; trying again in %g s", seconds)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), seconds)
+        await _pause(seconds, stop)
+
+
+async def _pause(seconds: float, stop: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
 
 
 async def _deliver(state: State) -> None:

@@ -241,6 +241,15 @@ def test_a_training_says_what_it_adjusted(client: TestClient, db: Engine) -> Non
     assert (adjusted["sentence"], adjusted["micro_batch"]) == ("going on with 64 images at once", 64)
 
 
+def test_a_row_says_what_was_changed_of_the_recipe_it_is_named_after(client: TestClient, db: Engine) -> None:
+    as_named, changed = submit(client, "ikl-at-digits", seed=5), submit(client, "ikl-at-digits", epochs=3, seed=5)
+    for robust, training in ((0.6, as_named), (0.5, changed)):
+        run(db, training)
+        judging = submit(client, "autoattack-digits-linf", **{"model.job": training})
+        run(db, judging, judged(robust_accuracy=robust))
+    assert [row["note"] for row in board(client)] == [None, "The recipe ikl-at-digits, changed in: epochs."]
+
+
 @pytest.mark.parametrize(
     ("overrides", "published"),
     [({}, 0.5709), ({"seed": 4, "precision": "bfloat16"}, 0.5709), ({"epochs": 3}, None)],
