@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from dkl import attacks, recipes
 from dkl.adversarial import Adversarial
-from dkl.adversary import Adversary
 from dkl.attacks.per_image import LossOfRows
 from dkl.draws import Draw, generator
 from dkl.events import StrategyEpoch
@@ -45,7 +44,8 @@ class LearntStrategy:
         self.world = world
         self.host = Adversarial(recipe, classes=classes, device=device, world=world)
         """Knows the plan of each epoch, as for a fixed attack."""
-        self.adversary = Adversary(recipe, device)
+        assert self.host.adversary is not None
+        self.adversary = self.host.adversary
         self.tally = StrategyTally(lists_of(self.objective))
         self.updates = 0
         """Of the model, in all epochs."""

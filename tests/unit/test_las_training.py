@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from trainings import epochs_of, facts, run, write_tiny
 
 from dkl import recipes
 from dkl.architectures import CNN
 from dkl.catalog import resolve
 from dkl.documents import ThreatModel
-from dkl.events import Adjusted, Epoch, Finished, Progress
+from dkl.events import Adjusted, Epoch, Progress
 from dkl.explain import InvalidRecipeError
 from dkl.models import build
 from dkl.objectives import AWP, LASAT, LASTRADES, PGD
 from dkl.strategy import Reward, Strategy
-from dkl.train import train
 from dkl.weights import load_checkpoint, load_state
 
 STRATEGY = Strategy(
@@ -36,13 +36,7 @@ NEARBY = PGD(loss="kl", steps=2, eps_schedule="constant")
 
 @pytest.fixture
 def data_dir(tmp_path) -> Path:
-    """npz:tiny: 40 training and 10 test images of 8 x 8 in 3 classes, told apart by brightness."""
-    random = np.random.default_rng(0)
-    for split, count in (("train", 40), ("test", 10)):
-        label = np.arange(count) % 3
-        image = (random.integers(0, 120, (count, 8, 8, 1)) + 60 * label[:, None, None, None]).astype(np.uint8)
-        np.savez(tmp_path / f"tiny_{split}.npz", image=image, label=label)
-    return tmp_path
+    return write_tiny(tmp_path, 40)
 
 
 def las(**changes) -> recipes.Train:
@@ -73,23 +67,6 @@ EVERY = {
     ),
 }
 every_method = pytest.mark.parametrize("recipe", EVERY.values(), ids=EVERY.keys())
-
-
-def run(recipe: recipes.Train, workdir: Path, data_dir: Path):
-    workdir.mkdir(exist_ok=True)
-    return train(recipe, workdir, device="cpu", data_dir=data_dir)
-
-
-TIMES = ("seconds", "images_per_second", "eta_seconds", "provenance")
-
-
-def facts(events: list) -> list[dict]:
-    said = [e.result if isinstance(e, Finished) else e for e in events if not isinstance(e, Progress)]
-    return [{name: value for name, value in fact.model_dump().items() if name not in TIMES} for fact in said]
-
-
-def epochs_of(events: list) -> list[Epoch]:
-    return [e for e in events if isinstance(e, Epoch)]
 
 
 # --- what it says -----------------------------------------------------------------------------------------
@@ -241,6 +218,7 @@ def test_the_strategy_learns_what_earns_most(tmp_path, data_dir):
     assert last.choices[0].mean > 0.17 > first.choices[0].mean
 
 
+@pytest.mark.slow
 def test_a_model_that_learns_so_withstands_pgd(tmp_path):
     changes = {"epochs": 6, "model.width": 16, "validation.images": 300, "averaging": None}
     natural = resolve("natural-digits", changes)

@@ -4,9 +4,9 @@ import itertools
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from trainings import epochs_of, facts, run, write_tiny
 
 from dkl import recipes
 from dkl.architectures import CNN
@@ -25,13 +25,7 @@ from dkl.weights import CheckpointError, load_checkpoint, load_state
 
 @pytest.fixture
 def data_dir(tmp_path) -> Path:
-    """npz:tiny: 40 training and 10 test images of 8 x 8 in 3 classes, told apart by brightness."""
-    random = np.random.default_rng(0)
-    for split, count in (("train", 40), ("test", 10)):
-        label = np.arange(count) % 3
-        image = (random.integers(0, 120, (count, 8, 8, 1)) + 60 * label[:, None, None, None]).astype(np.uint8)
-        np.savez(tmp_path / f"tiny_{split}.npz", image=image, label=label)
-    return tmp_path
+    return write_tiny(tmp_path, 40)
 
 
 def adversarial(**changes) -> recipes.Train:
@@ -51,24 +45,6 @@ def adversarial(**changes) -> recipes.Train:
 
 def natural(**changes) -> recipes.Train:
     return adversarial(**{"objective": Natural(), "threat": None, "attack": None, "awp": None, **changes})
-
-
-def run(recipe: recipes.Train, workdir: Path, data_dir: Path):
-    workdir.mkdir(exist_ok=True)
-    return train(recipe, workdir, device="cpu", data_dir=data_dir)
-
-
-TIMES = ("seconds", "images_per_second", "eta_seconds", "provenance")
-
-
-def facts(events: list) -> list[dict]:
-    """All that is said for good, less the time it took."""
-    said = [e.result if isinstance(e, Finished) else e for e in events if not isinstance(e, Progress)]
-    return [{name: value for name, value in fact.model_dump().items() if name not in TIMES} for fact in said]
-
-
-def epochs_of(events: list) -> list[Epoch]:
-    return [e for e in events if isinstance(e, Epoch)]
 
 
 KL, CE = PGD(steps=2, loss="kl"), PGD(steps=2, loss="ce", start="uniform", eps_schedule="constant")
