@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import story
 import uvicorn
+from databases import copy_sqlite
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from service import claims, jobs
 from service.app import create_app
-from service.db import migrate
 from service.moves import TERMINAL
 from service.settings import Settings
 from service.tables import Job
@@ -26,7 +26,7 @@ _ARGS = [
 ]
 
 
-def _serve(folder: Path) -> Iterator[story.Site]:
+def _serve(folder: Path, template: Path) -> Iterator[story.Site]:
     settings = Settings(
         data_dir=folder,
         broker_url="",
@@ -35,9 +35,9 @@ def _serve(folder: Path) -> Iterator[story.Site]:
         anonymous="submit",
         requests_per_minute=100_000,
     )
+    copy_sqlite(template, settings.database)
     app = create_app(settings)
     state = app.state.dkl
-    migrate(state.db)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
@@ -54,12 +54,12 @@ def _serve(folder: Path) -> Iterator[story.Site]:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[story.Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[story.Site]:
     """A service with a short history: two measured models on digits, the published ones, and one failure.
 
     One of the models was also judged in the other ways: screened, stopped early, audited at several radii.
     """
-    serving = _serve(tmp_path_factory.mktemp("site"))
+    serving = _serve(tmp_path_factory.mktemp("site"), sqlite_template)
     site = next(serving)
     natural = story.trained(site.db, "natural-digits", epochs=15, accuracy=0.98)
     robust = story.trained(site.db, "ikl-at-digits")
@@ -78,14 +78,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[story.Site]:
 
 
 @pytest.fixture(scope="module")
-def site_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[story.Site]:
+def site_of_module(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[story.Site]:
     """A service for one file of tests, which may fill it."""
-    yield from _serve(tmp_path_factory.mktemp("site"))
+    yield from _serve(tmp_path_factory.mktemp("site"), sqlite_template)
 
 
 @pytest.fixture
-def empty_site(tmp_path: Path) -> Iterator[story.Site]:
-    yield from _serve(tmp_path)
+def empty_site(tmp_path: Path, sqlite_template: Path) -> Iterator[story.Site]:
+    yield from _serve(tmp_path, sqlite_template)
 
 
 @pytest.fixture(scope="session")

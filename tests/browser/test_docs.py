@@ -88,8 +88,13 @@ def find(page: Page, words: str, title: str) -> None:
     page.get_by_role("combobox", name="Search").press("Enter")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        *(("light", 390), ("dark", 1280)),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in (("light", 1280), ("dark", 390))),
+    ],
+)
 def test_the_site_is_read_in_every_size_and_colour(
     address: str, folder: Path, new_page: NewPage, scheme: str, width: int
 ) -> None:

@@ -124,7 +124,7 @@ def test_a_published_entry_leads_to_its_paper_and_its_board(site: story.Site, pa
     expect(page.locator("h1")).to_have_text("CIFAR-10, Linf, eps 8/255")
 
 
-@pytest.mark.parametrize("width", [320, 390, 768])
+@pytest.mark.parametrize("width", [320, pytest.param(390, marks=pytest.mark.slow), 768])
 def test_narrow_screens_scroll_the_matrix_and_not_the_page(
     empty_site: story.Site, new_page: NewPage, judged: Job, width: int
 ) -> None:

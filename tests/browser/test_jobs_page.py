@@ -159,9 +159,8 @@ def test_rows_say_place_worker_and_how_long(crowded: story.Site, page: Page) -> 
     expect(row.locator(".date small")).to_contain_text(re.compile(r"^took \d"))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_list_fits_a_narrow_screen(crowded: story.Site, new_page: NewPage, scheme: str) -> None:
-    page = new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+def test_the_list_fits_a_narrow_screen(crowded: story.Site, new_page: NewPage) -> None:
+    page = new_page(viewport={"width": 390, "height": 800})
     for query in ("", "?status=failed", "?search=nothing", "?page=2"):
         page.goto(f"{crowded.url}/jobs{query}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, query
@@ -313,11 +312,10 @@ def test_the_papers_numbers_stand_beside_ours(
     expect(page.locator("h1")).to_have_text("autoattack-cifar10-linf")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_training_with_everything_fits_a_narrow_screen(
-    empty_site: story.Site, new_page: NewPage, held_out: Job, scheme: str
+    empty_site: story.Site, new_page: NewPage, held_out: Job
 ) -> None:
-    page = new_page(viewport={"width": 320, "height": 800}, color_scheme=scheme)
+    page = new_page(viewport={"width": 320, "height": 800})
     page.goto(f"{empty_site.url}/jobs/{held_out.id}")
     expect(page.locator("#curve canvas")).to_have_count(4)
     page.get_by_text("Table of epochs").click()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import story
 from playwright.sync_api import Page, expect
-from test_pages import _FAINT
+from test_quality import _violations
 
 from service import keys
 from service.callers import COMMAND_LINE
@@ -73,11 +73,11 @@ def test_a_wrong_key_gets_a_sentence_and_keeps_the_way_back(
     expect(page).to_have_url(f"{empty_site.url}/audit")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_the_pages_fit_and_are_readable(empty_site: story.Site, root: str, new_page: NewPage, scheme: str) -> None:
     page = new_page(color_scheme=scheme, viewport={"width": 390, "height": 844})
     page.goto(f"{empty_site.url}/signin?next=/keys")
-    assert page.evaluate(_FAINT) == []
+    assert _violations(page, "color-contrast") == []
     sign_in(page, root)
     page.get_by_label("Name").fill("a name that is as long as names may be " * 2)
     page.get_by_role("button", name="Make the key").click()
@@ -87,4 +87,4 @@ def test_the_pages_fit_and_are_readable(empty_site: story.Site, root: str, new_p
         for width in (320, 390, 1280):
             page.set_viewport_size({"width": width, "height": 844})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
-        assert page.evaluate(_FAINT) == []
+        assert _violations(page, "color-contrast") == []

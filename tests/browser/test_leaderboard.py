@@ -264,7 +264,13 @@ def test_the_best_over_time_has_a_table_and_a_file(site: story.Site, page: Page)
 # --- without, narrow, dark --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sort", ["name", "-name", "clean_accuracy", "-clean_accuracy", "robust_accuracy"])
+@pytest.mark.parametrize(
+    "sort",
+    [
+        *("name", "-clean_accuracy"),
+        *(pytest.param(sort, marks=pytest.mark.slow) for sort in ("-name", "clean_accuracy", "robust_accuracy")),
+    ],
+)
 def test_works_without_javascript(site: story.Site, new_page: Callable[..., Page], sort: str) -> None:
     page = new_page(java_script_enabled=False)
     page.goto(f"{site.url}/?dataset=digits")
@@ -287,10 +293,9 @@ def test_works_without_javascript(site: story.Site, new_page: Callable[..., Page
     assert re.search(r"/compare\?entry=[0-9a-f]{12}$", page.url)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 800, 1280])
-def test_fits_the_window(site: story.Site, new_page: Callable[..., Page], width: int, scheme: str) -> None:
-    page = new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+@pytest.mark.parametrize("width", [390, pytest.param(800, marks=pytest.mark.slow), 1280])
+def test_fits_the_window(site: story.Site, new_page: Callable[..., Page], width: int) -> None:
+    page = new_page(viewport={"width": width, "height": 900})
     page.goto(f"{site.url}/?dataset=cifar100&threat_model=Linf&eps=8/255")
     assert overflow(page) <= 0
     row = page.locator(".board tbody tr").first

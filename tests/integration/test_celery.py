@@ -1,4 +1,8 @@
-"""The deployment that compose starts: PostgreSQL, Redis, the API and a Celery worker, as real processes."""
+"""The deployment that compose starts: PostgreSQL, Redis, the API and a Celery worker, as real processes.
+
+Of the ways in which a worker or a message can be lost the fast tests try one each. What the ledger makes of the
+others is in tests/unit/test_jobs.py and test_ledger_machine.py.
+"""
 
 import os
 import signal
@@ -70,26 +74,26 @@ def client(deployed: Settings, lasting_processes: Processes) -> Iterator[Client]
         yield client
 
 
+def celery(own: Settings, where: Processes) -> Worker:
+    return where.start(
+        str(BIN / "celery"), "-A", "workers.app", "worker", "--loglevel", "INFO",
+        environment={**own.as_environment(), "REMAP_SIGTERM": "SIGQUIT"},
+    )  # fmt: skip
+
+
 @pytest.fixture
 def start_worker(deployed: Settings, processes: Processes) -> Callable[[], Worker]:
-    def start() -> Worker:
-        return processes.start(
-            str(BIN / "celery"), "-A", "workers.app", "worker", "--loglevel", "INFO",
-            environment={**deployed.as_environment(), "REMAP_SIGTERM": "SIGQUIT"},
-        )  # fmt: skip
-
-    return start
+    """For tests that end their workers, or begin without any."""
+    return lambda: celery(deployed, processes)
 
 
-def test_train_and_evaluate(client: Client, start_worker: Callable[[], Worker]) -> None:
-    start_worker()
-    training = client.submit("ikl-at-digits", SHORT)
-    overrides = {"model.job": training.id, "images": 20, "suite": QUICK_SUITE}
-    judging = client.submit("autoattack-digits-linf", overrides)
-    assert [event.kind for event in training.watch()].count("epoch") == SHORT["epochs"]
-    result = ends(client, judging.id)["result"]
-    (row,) = client.leaderboard(dataset="digits").rows
-    assert row.robust_accuracy == result["robust_accuracy"]
+@pytest.fixture(scope="module")
+def lasting_worker(deployed: Settings, lasting_processes: Processes) -> Worker:
+    """For the tests behind those: one that stays, and serves the first of the two queues."""
+    return celery(deployed.model_copy(update={"queues": ("gpu",)}), lasting_processes)
+
+
+# --- workers that die, and workers that come late -----------------------------------------------------------
 
 
 def test_kill_9_of_the_worker_in_mid_training(client: Client, start_worker: Callable[[], Worker]) -> None:
@@ -108,6 +112,7 @@ def test_kill_9_of_the_worker_in_mid_training(client: Client, start_worker: Call
     assert epochs == list(range(1, LONGER["epochs"] + 1))
 
 
+@pytest.mark.slow
 def test_a_stopped_container_gives_its_job_back(client: Client, start_worker: Callable[[], Worker]) -> None:
     worker = start_worker()
     job_id = client.submit("ikl-at-digits", {"epochs": 100_000}).id
@@ -122,6 +127,32 @@ def test_a_stopped_container_gives_its_job_back(client: Client, start_worker: Ca
     ends(client, job_id, "canceled")
 
 
+@pytest.mark.slow
+def test_the_child_alone_dies_and_its_job_goes_on_at_once(
+    client: Client, deployed: Settings, start_worker: Callable[[], Worker]
+) -> None:
+    """The next child of the same worker knows that the last one is dead, before the lease has run out."""
+    worker = start_worker()
+    job_id = client.submit("ikl-at-digits", LONGER).id
+    wait_until(lambda: in_epoch(client, job_id, 2), what="epoch 2")
+    child = max(psutil.Process(worker.pid).children(), key=lambda process: process.memory_info().rss)
+    child.kill()
+    assert ends(client, job_id)["attempt"] == 2
+    said = [event.data["reason"] for event in client.job(job_id).watch() if event.kind == "status"]
+    assert any(str(reason).startswith("its process on worker") or "went silent" in str(reason) for reason in said)
+
+
+def test_a_wiped_broker_loses_nothing(
+    client: Client, broker: redis.Redis, start_worker: Callable[[], Worker]
+) -> None:
+    job_id = client.submit("natural-digits", {"epochs": 1}).id
+    wait_until(lambda: broker.dbsize() > 0, what="the message")
+    broker.flushdb()
+    start_worker()
+    assert ends(client, job_id)["attempt"] == 1
+
+
+@pytest.mark.slow
 def test_a_message_delivered_many_times_runs_once(
     client: Client, deployed: Settings, start_worker: Callable[[], Worker]
 ) -> None:
@@ -137,18 +168,23 @@ def test_a_message_delivered_many_times_runs_once(
     assert client.job(job_id).document["attempt"] == 1
 
 
-def test_a_wiped_broker_loses_nothing(
-    client: Client, broker: redis.Redis, start_worker: Callable[[], Worker]
-) -> None:
-    job_id = client.submit("natural-digits", {"epochs": 1}).id
-    wait_until(lambda: broker.dbsize() > 0, what="the message")
-    broker.flushdb()
-    start_worker()
-    assert ends(client, job_id)["attempt"] == 1
+# --- a worker that stays --------------------------------------------------------------------------------------
 
 
-def test_cancel_ends_within_seconds(client: Client, start_worker: Callable[[], Worker]) -> None:
-    start_worker()
+@pytest.mark.usefixtures("lasting_worker")
+def test_train_and_evaluate(client: Client) -> None:
+    training = client.submit("ikl-at-digits", SHORT)
+    overrides = {"model.job": training.id, "images": 20, "suite": QUICK_SUITE}
+    judging = client.submit("autoattack-digits-linf", overrides)
+    assert [event.kind for event in training.watch()].count("epoch") == SHORT["epochs"]
+    result = ends(client, judging.id)["result"]
+    (row,) = client.leaderboard(dataset="digits").rows
+    assert row.robust_accuracy == result["robust_accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("lasting_worker")
+def test_cancel_ends_within_seconds(client: Client) -> None:
     job_id = client.submit("ikl-at-digits", {"epochs": 100_000}).id
     wait_until(lambda: client.job(job_id).document["progress"], what="the job to be at work")
     client.job(job_id).cancel()
@@ -156,25 +192,12 @@ def test_cancel_ends_within_seconds(client: Client, start_worker: Callable[[], W
     ends(client, client.submit("natural-digits", {"epochs": 1}).id)
 
 
-def test_the_child_alone_dies_and_its_job_goes_on_at_once(
-    client: Client, deployed: Settings, start_worker: Callable[[], Worker]
-) -> None:
-    """The next child of the same worker knows that the last one is dead, before the lease has run out."""
-    worker = start_worker()
-    job_id = client.submit("ikl-at-digits", LONGER).id
-    wait_until(lambda: in_epoch(client, job_id, 2), what="epoch 2")
-    child = max(psutil.Process(worker.pid).children(), key=lambda process: process.memory_info().rss)
-    child.kill()
-    assert ends(client, job_id)["attempt"] == 2
-    said = [event.data["reason"] for event in client.job(job_id).watch() if event.kind == "status"]
-    assert any(str(reason).startswith("its process on worker") or "went silent" in str(reason) for reason in said)
-
-
+@pytest.mark.slow
 def test_a_worker_that_drains_listens_to_nobody(
-    client: Client, deployed: Settings, start_worker: Callable[[], Worker]
+    client: Client, deployed: Settings, lasting_worker: Worker
 ) -> None:
     db = connect(deployed.database)
-    main = start_worker().pid
+    main = lasting_worker.pid
 
     def arrived() -> list[str]:
         return [worker.name for worker in registry.workers(db) if worker.name.endswith(f"/{main}")]
@@ -191,13 +214,10 @@ def test_a_worker_that_drains_listens_to_nobody(
     db.dispose()
 
 
-def test_jobs_go_to_the_workers_of_their_queue(client: Client, deployed: Settings, processes: Processes) -> None:
+@pytest.mark.slow
+@pytest.mark.usefixtures("lasting_worker")
+def test_jobs_go_to_the_workers_of_their_queue(client: Client) -> None:
     """The service knows both queues; the worker serves one of them."""
-    own = deployed.model_copy(update={"queues": ("gpu",)})
-    processes.start(
-        str(BIN / "celery"), "-A", "workers.app", "worker", "--loglevel", "INFO",
-        environment={**own.as_environment(), "REMAP_SIGTERM": "SIGQUIT"},
-    )  # fmt: skip
     elsewhere = client.submit("natural-digits", {"epochs": 1}, queue="big").id
     ends(client, client.submit("natural-digits", {"epochs": 1}).id)
     assert client.job(elsewhere).cancel().status == "canceled"  # it was still queued

@@ -63,6 +63,7 @@ def judge_resnet(checkpoint, workdir, norm, eps, **changes):
     return recipe, list(run(recipe, workdir, device="cpu", data_dir=IMAGES, fetch=lambda _: path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.5 / 255), pytest.param("L2", 0.07, marks=pytest.mark.slow)])
 def test_a_converted_checkpoint_is_judged_as_the_original(norm, eps, resnet, checkpoint, tmp_path):
     effort = {"steps": 2, "targets": 1, "queries": 8}

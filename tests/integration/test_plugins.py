@@ -55,6 +55,7 @@ MODEL = {"kind": "plugin", "name": "patch-mlp", "arguments": {"width": 16}}
 OBJECTIVE = {"kind": "plugin", "name": "margin-at", "arguments": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_job_goes_to_the_worker_that_has_its_plugin(
     processes: Processes, settings: Settings, installed: Path

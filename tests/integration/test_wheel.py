@@ -189,6 +189,7 @@ def test_a_host_of_workers_alone_has_its_doctor(ask: Run) -> None:
     assert {"database", "torch"} <= {finding["check"] for finding in json.loads(said.stdout)["findings"]}
 
 
+@pytest.mark.slow
 def test_the_base_asks_a_service_that_runs_without_torch(
     only: Callable[[str], list[str]], unpacked: Path, ask: Run, processes: Processes, settings: Settings
 ) -> None:

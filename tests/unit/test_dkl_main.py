@@ -1,4 +1,4 @@
-"""python -m dkl, as a process."""
+"""python -m dkl, as a process; its mistakes in this one."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dkl.__main__ import main
 from dkl.catalog import parse_overrides
 
 ROOT = Path(__file__).parents[2]
@@ -126,9 +127,11 @@ def test_judging_what_a_function_here_returns(tmp_path):
         (["natural-digits", "--workdir", "text"], "[Errno 17] File exists: 'text'"),
     ],
 )
-def test_a_mistake_is_one_sentence(words, expected, tmp_path):
+def test_a_mistake_is_one_sentence(words, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_text("no weights")
-    assert sentence(dkl(tmp_path, *words)).startswith(expected)
+    code = main(words)
+    assert sentence(subprocess.CompletedProcess(words, code, *capsys.readouterr())).startswith(expected)
 
 
 def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path):

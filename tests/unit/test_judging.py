@@ -117,7 +117,14 @@ QUESTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(len(QUESTIONS)))
+LONG = {2, 6}
+"""Of these questions: the audit at several radii, and the reference engine without a bound."""
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in range(len(QUESTIONS))],
+)
 def test_three_workers_come_to_what_one_comes_to(seed: int, tmp_path: Path) -> None:
     question, model = QUESTIONS[seed], cnn()
     write_images(tmp_path, model, 14)

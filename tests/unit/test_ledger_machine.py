@@ -360,8 +360,9 @@ def machine(db: Engine) -> type[LedgerMachine]:
     return type("Machine", (LedgerMachine,), {"db": db})
 
 
-def test_the_ledger_in_arbitrary_order(machine: type[LedgerMachine], db: Engine) -> None:
-    examples = 15 if db.dialect.name == "sqlite" else 8
+@pytest.mark.parametrize("effort", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_ledger_in_arbitrary_order(machine: type[LedgerMachine], db: Engine, effort: int) -> None:
+    examples = effort * (15 if db.dialect.name == "sqlite" else 8)
     run_state_machine_as_test(
         machine,
         settings=settings(
