@@ -135,7 +135,7 @@ class Bench:
             found = of_attack(unit.rows, outcome, self.model, x, y, threat, at_once=self.room.images)
         seconds = clock.seconds + perf_counter() - started
         forwards, backwards = int(outcome.forwards.sum()), int(outcome.backwards.sum())
-        notes = [*loan.take_notes(), *_suspicions(outcome)]
+        notes = [*loan.take_notes(), *_suspicions(outcome, stage.precision)]
         return self._event(unit, found, forwards, backwards, seconds, outcome.rejected, notes), found
 
     def _work(
@@ -218,15 +218,20 @@ class Bench:
         )
 
 
-def _suspicions(outcome: Outcome) -> list[str]:
+def _suspicions(outcome: Outcome, precision: Precision) -> list[str]:
     notes = []
     if not outcome.finite:
         notes.append("some logits were not finite numbers, so the attack may have missed adversarial images")
     if flat := int(outcome.flat.sum()):
         notes.append(f"{flat} images have gradients of exactly zero, so gradients may mislead here")
-    if outcome.rejected:
+    if precision == "float32" and outcome.rejected:
         notes.append(
             f"the verifier refused {outcome.rejected} images that the search took for broken: outside the ball or "
-            "the pixel range, with logits that are not finite, or classified correctly in float32"
+            "the pixel range, with logits that are not finite, or classified correctly"
+        )
+    elif outcome.unruly:  # what 16 bits round is for the policy to judge, which knows who was looked at again
+        notes.append(
+            f"the verifier refused {outcome.unruly} images that the search took for broken: outside the ball or "
+            "the pixel range, or with logits that are not finite"
         )
     return notes

@@ -111,7 +111,7 @@ class Evaluation:
             engine=about.engine,
             precision=self.precision,
             notes=(*self.loaded.notes, *notes, *self._tally.notes, *adjusted.values()),
-            warnings=self._warnings,
+            warnings=(*self._warnings, *self._tally.warnings),
             stopped_early=self._stopped_early,
             evidence_sha256=write_evidence(workdir / "evidence.safetensors", evidence),
             data_sha256=self._data_sha256,

@@ -54,6 +54,7 @@ class Tally:
         self.predictions_known = True
         """False where a finding of an older version had none."""
         self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.could_still_break: dict[float, float] = {}
         """Per radius that was audited without a fallback: a fraction of all images, with 95 % confidence."""
         self._seed = seed
@@ -85,6 +86,9 @@ class Tally:
     def note(self, sentence: str) -> None:
         self.notes.append(sentence)
 
+    def warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
+
     def standing(self) -> Rows:
         """Images that were right at first and are not broken."""
         return np.flatnonzero(self.clean_correct & (self.broken_at < 0))
@@ -100,6 +104,10 @@ class Tally:
     def robust(self, radius: int) -> NDArray[np.bool_]:
         """Which images stand at the radius with this index, as far as is known; bool (N,)."""
         return standing_at(radius, self.clean_correct, self.broken_at)
+
+    def claimed(self) -> Rows:
+        """Images that stand although a search took them for broken at this radius: the verifier refused them."""
+        return np.flatnonzero(self.clean_correct & (self.broken_at < 0) & (self.margin <= 0))
 
     def nearest(self, rows: Rows, share: float) -> Rows:
         """The part of `rows` with the smallest margins: `share` of them, rounded up; ascending."""

@@ -33,8 +33,13 @@ class Verdict(NamedTuple):
     """int64: see `predict`."""
 
     @property
+    def ruly(self) -> Tensor:
+        """An image that may be claimed at all."""
+        return self.allowed & self.finite
+
+    @property
     def broken(self) -> Tensor:
-        return self.allowed & self.finite & self.fooled
+        return self.ruly & self.fooled
 
 
 def verify(model: nn.Module, x_BCHW: Tensor, x_adv_BCHW: Tensor, y_B: Tensor, threat: ThreatModel) -> Verdict:

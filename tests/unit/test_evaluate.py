@@ -400,6 +400,24 @@ def test_an_attack_of_ours_that_cheats_breaks_nothing(cheat, tmp_path, monkeypat
     assert_refused(judge(evaluation(suite=ONE_ATTACK), model, tmp_path), cheat)
 
 
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheat_in_16_bits_is_not_taken_for_rounding(cheat, tmp_path, monkeypatch):
+    def lie(search, _loss, x, y, _aim, **_):
+        if search.precision == "bfloat16":
+            yield Look(cheat(x), torch.full_like(x[:, 0], -1.0), 0)
+
+    monkeypatch.setattr("dkl.attacks.hunt.apgd", lie)
+    monkeypatch.setattr("dkl.judging.native_16_bit", lambda device: "bfloat16")
+    model = cnn()
+    write_images(tmp_path, model, 6)
+    outcome = result(judge(evaluation(suite=ONE_ATTACK, policy="fast"), model, tmp_path))
+    assert (outcome.robust_accuracy, outcome.rejected) == (1.0, 6)
+    outside = "apgd-ce: the verifier refused 6 images that the search took for broken: outside the ball"
+    assert any(warning.startswith(outside) for warning in outcome.warnings) == (cheat is not nothing)
+    unseen = "the verifier refused images that the bfloat16 search at radius"
+    assert any(warning.startswith(unseen) and "5 met no attack" in warning for warning in outcome.warnings)
+
+
 class Reversed(nn.Module):
     def forward(self, x):
         return -cnn()(x)

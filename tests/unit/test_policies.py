@@ -105,6 +105,55 @@ def test_fast_looks_again_at_the_survivors_that_came_nearest():
     assert {stage.precision for stage in recheck} == {"float32"}
 
 
+# --- what 16 bits took for broken and float32 did not -------------------------------------------------------
+
+
+def claims(policy, count, precision=SIXTEEN, fall=lambda stage: []):
+    """Notes and warnings about 100 images of which the search left `count` with margins below 0."""
+    tally = clean()
+    margins = np.concatenate((np.full(count, -0.01), np.arange(1.0, 1000.0)))
+    drive(evaluation(policy=policy), tally, precision, fall, margins)
+    ours = "images that the bfloat16 search at radius 0.1 took for broken and float32 classifies correctly"
+    return [note for note in tally.notes if note.startswith(ours)], tally.warnings
+
+
+@pytest.mark.parametrize("policy", [FAST, AUDITED])
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_claim_that_float32_looked_at_again_is_worth_a_note(policy, count):
+    [note], warnings = claims(policy, count)
+    assert note.endswith(f": {count}; the whole suite attacked them in float32")
+    assert warnings == []
+
+
+@pytest.mark.parametrize(("policy", "seen", "unseen"), [(FAST, 5, 2), (AUDITED, 5, 2), ("screen", 0, 7)])
+def test_a_claim_that_nothing_looked_at_again_is_a_warning(policy, seen, unseen):
+    notes, [warning] = claims(policy, 7)
+    assert [note.split(": ")[1].split(";")[0] for note in notes] == [str(seen)] * bool(seen)
+    assert f"of these {unseen} met no attack in float32" in warning
+
+
+def test_an_audit_that_gives_way_looks_at_every_claim():
+    [note], warnings = claims(AUDITED, 30, fall=lambda stage: stage.rows.tolist() * (stage.phase == "audit"))
+    assert ": 30; the whole suite" in note
+    assert warnings == []
+
+
+@pytest.mark.parametrize("policy", [EXACT, FAST, AUDITED, "screen"])
+def test_a_search_in_float32_has_no_rounding_to_blame(policy):
+    assert claims(policy, 7, precision="float32") == ([], [])
+    assert claims(policy, 0) == ([], [])
+
+
+def test_claims_at_one_radius_are_none_at_the_next():
+    tally = clean()
+    recipe = evaluation(policy=FAST, curve=[0.2])
+    for number, stage in enumerate(stages(recipe, tally, SIXTEEN), start=1):
+        margin = np.where((stage.rows < 7) & (stage.eps == 0.1), -1.0, 1.0).astype(np.float32)
+        tally.add(number, finding(stage.rows.tolist(), [])._replace(margin=margin))
+    assert [note.count("radius 0.1 ") for note in tally.notes] == [1]
+    assert [warning.count("of these 2 met") for warning in tally.warnings] == [1]
+
+
 def test_screen_is_the_cheap_search_alone():
     tally = clean()
     done = drive(evaluation(policy="screen"), tally, SIXTEEN)
@@ -381,6 +430,22 @@ class TwoLayers(nn.Module):
 
     def forward(self, x):
         return self.second(self.first(x.flatten(1)))
+
+
+@pytest.mark.parametrize("policy", [FAST, AUDITED])
+def test_a_few_that_16_bits_take_for_broken_do_not_make_a_result_doubtful(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr("dkl.judging.native_16_bit", lambda device: SIXTEEN)
+    model = TwoLayers()
+    model.first.bias.data.fill_(2.0)  # of numbers near 2, 16 bits keep 128ths
+    eps = write_grey(tmp_path, model, 120)
+    suite = [{"kind": "apgd-ce", "steps": 10}, {"kind": "apgd-t", "steps": 10}]
+    exact = judge(evaluation(eps=eps, suite=suite), model, tmp_path, tmp_path / EXACT, classes=5)
+    events = judge(evaluation(eps=eps, suite=suite, policy=policy), model, tmp_path, tmp_path / policy, classes=5)
+    outcome = result(events)
+    assert 0 < outcome.rejected < 6
+    assert outcome.warnings == ()
+    assert any("took for broken and float32 classifies correctly" in note for note in outcome.notes)
+    assert len(set(left(events)) ^ set(left(exact))) <= 1
 
 
 @pytest.mark.parametrize("policy", [FAST, AUDITED, "screen"])
