@@ -68,9 +68,11 @@ def test_works_without_javascript(site: story.Site, new_page: NewPage, width: in
     page.goto(f"{site.url}/distillation?board=imagenet")
     page.locator("#student").select_option("ResNet18")
     page.locator("#method").select_option("KD")
-    page.get_by_role("button", name="Show").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Show").click()
     assert {text.split("\n")[0] for text in page.locator(f"{ROWS} th").all_inner_texts()} == {"KD"}
-    page.locator("thead").get_by_role("link", name="Top-1").click()
+    with page.expect_navigation():
+        page.locator("thead").get_by_role("link", name="Top-1").click()
     expect(page.locator("th.robust")).to_have_attribute("aria-sort", "ascending")
     assert numbers(page) == sorted(numbers(page))
     assert "student=ResNet18" in page.url

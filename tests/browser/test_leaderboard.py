@@ -281,15 +281,18 @@ def test_works_without_javascript(site: story.Site, new_page: Callable[..., Page
     heading = page.get_by_role("columnheader", name=column)
     for _ in range(2):
         if heading.get_attribute("aria-sort") != direction:
-            heading.get_by_role("link").click()
+            with page.expect_navigation():
+                heading.get_by_role("link").click()
     assert heading.get_attribute("aria-sort") == direction
     page.get_by_role("searchbox", name="Search").fill("IKL-at")
     page.get_by_label("Source").select_option("measured")
-    page.get_by_role("button", name="Filter").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Filter").click()
     assert models(page) == ["ikl-at-digits"]
     assert f"sort={sort}" in page.url
     page.get_by_role("checkbox", name="Compare ikl-at-digits").check()
-    page.get_by_role("button", name="Compare").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Compare").click()
     assert re.search(r"/compare\?entry=[0-9a-f]{12}$", page.url)
 
 

@@ -181,7 +181,9 @@ _UNSEEN_FOCUS = """() => {
 
 
 def _sideways(page: Page, width: int) -> list[str]:
-    page.set_viewport_size({"width": width, "height": 844})
+    if page.viewport_size != {"width": width, "height": 844}:
+        page.set_viewport_size({"width": width, "height": 844})
+        page.evaluate(_TWO_FRAMES)  # what scripts draw follows the size in the next one
     found: int = page.evaluate("document.documentElement.scrollWidth")
     if found <= width:
         return []
@@ -189,6 +191,7 @@ def _sideways(page: Page, width: int) -> list[str]:
     return [f"scrolls sideways: {found} at {width} pixels, for {wide}"]
 
 
+_TWO_FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 _WIDEST = """(width) => {
   const clipped = (node) => node.parentElement?.closest(".scroll, pre, nav, details:not([open]), .unseen")
   const wide = (node) => !clipped(node) && node.getBoundingClientRect().right > width + 0.5

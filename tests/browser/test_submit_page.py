@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import story
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from test_quality import _violations
 
 from dkl.catalog import RECIPES, parse_overrides, resolve
@@ -33,6 +33,25 @@ def changes(page: Page) -> dict[str, Any]:
     """What the panel says is changed."""
     found: dict[str, Any] = json.loads(page.locator("#changes").inner_text())
     return found
+
+
+def test_what_is_typed_before_the_scripts_are_there_counts(site: story.Site, page: Page) -> None:
+    late: list[Route] = []
+
+    def hold(route: Route) -> None:
+        late.append(route)
+
+    page.route(re.compile(r"htmx.*\.js"), hold)
+    page.goto(f"{site.url}/submit", wait_until="commit")
+    page.get_by_label("Search").fill("ikl-at-digits")
+    late.pop().continue_()
+    expect(page).to_have_url(re.compile("search=ikl-at-digits"))
+    expect(page.locator(".recipes tbody tr").first).to_contain_text("ikl-at-digits")
+
+    page.goto(f"{site.url}/submit?recipe=ikl-at-digits", wait_until="commit")
+    control(page, "epochs").fill("2")
+    late.pop().continue_()
+    expect(page.locator("#changes")).to_contain_text('"epochs": 2')
 
 
 def test_a_recipe_is_found_changed_and_submitted(empty_site: story.Site, page: Page) -> None:

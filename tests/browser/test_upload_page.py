@@ -49,7 +49,8 @@ def test_a_file_is_sent_over_a_bad_line_and_taken_in(
 ) -> None:
     page = new_page(expected="Failed to load resource")
     page.goto(f"{empty_site.url}/submit")
-    page.get_by_role("link", name="upload", exact=True).click()
+    with page.expect_navigation():
+        page.get_by_role("link", name="upload", exact=True).click()
     expect(page.get_by_text("dklbench upload model.safetensors")).to_be_hidden()
     page.evaluate(RECORD)
     offsets: list[str] = []

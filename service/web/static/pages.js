@@ -1,4 +1,11 @@
-// What htmx leaves to us on the leaderboard and the list of jobs.
+// What htmx leaves to us on pages whose parts it renews.
+
+// On a slow line people type before the scripts are there, and a browser fills in again what was typed before.
+setTimeout(() => { // after htmx, which begins in the same way
+  for (const field of document.querySelectorAll("main input:not([type=checkbox], [type=radio], [type=file])")) {
+    if (field.value !== field.defaultValue) field.dispatchEvent(new Event("input", { bubbles: true }))
+  }
+})
 
 // A page that nobody looks at asks for nothing; htmx asks again as soon as it is looked at.
 document.addEventListener("htmx:config:request", (event) => {
