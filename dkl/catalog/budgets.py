@@ -84,7 +84,7 @@ class Cut:
         if self.most_steps is not None and recipe.attack.steps > self.most_steps:
             share = self.most_steps / recipe.attack.steps
             changed["steps"] = sorted({max(1, round(share * steps)) for steps in strategy.steps})
-            changed["step_sizes"] = [round(size / share, 6) for size in strategy.step_sizes]
+            changed["step_sizes"] = [size / share for size in strategy.step_sizes]
         if self.strategy_every is None:
             changed["every"] = max(1, round(strategy.every * self.epochs / recipe.epochs))
         else:
