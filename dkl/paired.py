@@ -91,12 +91,13 @@ def compare(a: Evidence, b: Evidence) -> Comparison:
     _require_comparable(a, b)
     return Comparison(
         images=len(a.images),
-        clean=_pairs(a.clean_correct, b.clean_correct),
-        robust=tuple((eps, _pairs(a.standing(r), b.standing(r))) for r, eps in enumerate(a.radii.tolist())),
+        clean=pairs_of(a.clean_correct, b.clean_correct),
+        robust=tuple((eps, pairs_of(a.standing(r), b.standing(r))) for r, eps in enumerate(a.radii.tolist())),
     )
 
 
-def _pairs(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Pairs:
+def pairs_of(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Pairs:
+    """The counts of two arrays of flags (N,), image by image."""
     return Pairs(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))
 
 

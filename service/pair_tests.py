@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from dkl.paired import Pairs
+from dkl.paired import pairs_of
 from service.contenders import Contender
 from service.rows import Board
 from service.significance import holm
@@ -145,7 +145,7 @@ def _robust(a: Contender, b: Contender) -> Difference:
 
 
 def _paired(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Difference:
-    pairs = Pairs(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))
+    pairs = pairs_of(a, b)
     return Difference(
         difference=pairs.difference,
         interval=pairs.interval(),

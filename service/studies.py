@@ -4,8 +4,10 @@ A job belongs to a row because it has the fingerprint of the row's recipe, whoev
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import lazyload
 
@@ -14,6 +16,8 @@ from dkl.catalog import named
 from dkl.catalog.entries import Published
 from dkl.catalog.studies import LeftOut, Planned, Study, study, study_names
 from dkl.datasets import show_name
+from dkl.flags import Flags, unpack
+from dkl.paired import pairs_of
 from dkl.recipes import fingerprint
 from service.db import reading
 from service.study_views import MissingRow, PublishedNumbers, State, StudyJob, StudyRow, StudySummary, StudyView
@@ -30,7 +34,9 @@ def find(db: Engine, name: str) -> StudyView:
     """The study called TABLE-BUDGET; UnknownStudyError where there is none."""
     asked = study(name)
     jobs = _Jobs(db, [asked])
-    rows = _compared([_row(planned, jobs, asked) for planned in asked.rows], asked)
+    found = [jobs.of(planned) for planned in asked.rows]
+    rows = [_row(planned, *pair, asked) for planned, pair in zip(asked.rows, found, strict=True)]
+    rows = _compared(rows, [_standing(evaluation) for _, evaluation in found], asked)
     done = [row for row in rows if row.state == "succeeded"]
     return StudyView(
         name=asked.name,
@@ -88,13 +94,15 @@ class _Jobs:
         def order(pair: tuple[Job, Job | None]) -> tuple[object, ...]:
             training, evaluation = pair
             is_done = evaluation is not None and evaluation.status == "succeeded"
-            return not is_done, _order(training), _order(evaluation)
+            created = [-job.created_at for job in pair if job is not None]
+            return not is_done, _distance(training), _distance(evaluation), created
 
         pairs = []
         for training in self._trainings.get(planned.question, []):
             wanted = fingerprint(planned.judge.of(training.id))
             judged = [job for job in self._evaluations.get(training.id, []) if job.fingerprint == wanted]
-            pairs.append((training, min(judged, key=_order, default=None)))
+            newest_first = sorted(judged, key=lambda job: -job.created_at)
+            pairs.append((training, min(newest_first, key=_distance, default=None)))
         return min(pairs, key=order, default=(None, None))
 
 
@@ -105,8 +113,9 @@ def _grouped(jobs: Sequence[Job], by: str) -> Mapping[str, list[Job]]:
     return groups
 
 
-def _order(job: Job | None) -> tuple[int, float]:
-    return (len(_PREFERRED), 0.0) if job is None else (_PREFERRED.index(job.status), -job.created_at)
+def _distance(job: Job | None) -> int:
+    """How far a job is from its end, in steps."""
+    return len(_PREFERRED) if job is None else _PREFERRED.index(job.status)
 
 
 def _state(training: Job | None, evaluation: Job | None) -> State:
@@ -123,6 +132,8 @@ def _state(training: Job | None, evaluation: Job | None) -> State:
             return "succeeded"
         case "succeeded", ("queued" | "running" | "cancelling"):
             return "judging"
+        case "canceled", _:  # whose evaluation has failed with it
+            return "canceled"
         case ("failed", _) | (_, "failed"):
             return "failed"
         case _:
@@ -132,8 +143,7 @@ def _state(training: Job | None, evaluation: Job | None) -> State:
 # --- views ------------------------------------------------------------------------------------------------
 
 
-def _row(planned: Planned, jobs: _Jobs, of: Study) -> StudyRow:
-    training, evaluation = jobs.of(planned)
+def _row(planned: Planned, training: Job | None, evaluation: Job | None, of: Study) -> StudyRow:
     result: dict[str, Any] = (evaluation.result if evaluation else None) or {}
     published = _numbers(planned.published)
     here = {name: result.get(name) for name in _MEASURED}
@@ -168,20 +178,43 @@ def _less(here: float | None, published: float | None, comparable: bool) -> floa
     return here - published if comparable and here is not None and published is not None else None
 
 
-def _compared(rows: list[StudyRow], of: Study) -> list[StudyRow]:
+class _Standing(NamedTuple):
+    """Which images an evaluation has left standing."""
+
+    data_sha256: str
+    flags: NDArray[np.bool_]
+
+
+def _standing(evaluation: Job | None) -> _Standing | None:
+    """Absent before the end, and of evaluations older than flags in results."""
+    result = (evaluation.result if evaluation else None) or {}
+    if not result.get("flags"):
+        return None
+    kept = Flags.model_validate(result["flags"])
+    return _Standing(kept.data_sha256, unpack(kept.robust, result["images"]))
+
+
+def _compared(rows: list[StudyRow], standing: list[_Standing | None], of: Study) -> list[StudyRow]:
     """With what each row is ahead of the reference row."""
-    reference = next(row for row in rows if row.recipe == of.reference)
+    at = next(at for at, row in enumerate(rows) if row.recipe == of.reference)
+    reference = rows[at]
     printed = reference.published.robust_accuracy if reference.published else None
-    measured = reference.robust_accuracy
     return [
         row.model_copy(
             update={
                 "published_lead": _less(row.published.robust_accuracy if row.published else None, printed, True),
-                "measured_lead": _less(row.robust_accuracy, measured, True),
+                "measured_lead": _less(row.robust_accuracy, reference.robust_accuracy, True),
+                "measured_lead_interval": None if row is reference else _lead_interval(mine, standing[at]),
             }
         )
-        for row in rows
+        for row, mine in zip(rows, standing, strict=True)
     ]
+
+
+def _lead_interval(mine: _Standing | None, other: _Standing | None) -> tuple[float, float] | None:
+    if mine is None or other is None or mine.data_sha256 != other.data_sha256:
+        return None
+    return pairs_of(mine.flags, other.flags).interval()
 
 
 def _numbers(published: Published | None) -> PublishedNumbers | None:

@@ -65,6 +65,9 @@ class StudyRow(_View):
     published_lead: float | None = None
     measured_lead: float | None = None
     """Robust accuracy less that of the study's reference row, as published and as measured."""
+    measured_lead_interval: tuple[float, float] | None = None
+    """95 %, Newcombe's score interval for two models on the same images; absent for the reference row itself, and
+    where it is not kept which images stood."""
 
 
 class MissingRow(_View):

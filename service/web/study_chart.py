@@ -13,19 +13,19 @@ def picture(study: StudyView) -> DotPlot | None:
     if study.dataset == study.published_dataset:
         return _accuracies(study)
     reference = next(row for row in study.rows if row.method == study.reference)
-    return _accuracies(study) if reference.robust_accuracy is None else _leads(study, reference.robust_accuracy)
+    return _accuracies(study) if reference.robust_accuracy is None else _leads(study)
 
 
 def _accuracies(study: StudyView) -> DotPlot | None:
     same_data = study.dataset == study.published_dataset
     lanes = [
-        Lane(row.method, [*(_printed(row) if same_data else []), *_here(row, 0.0)], stands_out=_ours(row))
+        Lane(row.method, [*(_printed(row) if same_data else []), *_here(row)], stands_out=_ours(row))
         for row in study.rows
     ]
     return dot_plot(f"{study.title}: robust accuracy", lanes, x_label="robust accuracy", unit="%")
 
 
-def _leads(study: StudyView, of_reference: float) -> DotPlot | None:
+def _leads(study: StudyView) -> DotPlot | None:
     lanes = [
         Lane(
             row.method,
@@ -35,7 +35,7 @@ def _leads(study: StudyView, of_reference: float) -> DotPlot | None:
                     if row.published_lead is None
                     else [Mark(100 * row.published_lead, "published", hollow=True)]
                 ),
-                *_here(row, of_reference),
+                *_ahead(row),
             ],
             stands_out=_ours(row),
         )
@@ -54,17 +54,17 @@ def _printed(row: StudyRow) -> list[Mark]:
     return [] if row.published is None else [Mark(100 * row.published.robust_accuracy, "published", hollow=True)]
 
 
-def _here(row: StudyRow, less: float) -> list[Mark]:
-    if row.robust_accuracy is None or row.robust_interval is None:
-        return []
-    low, high = row.robust_interval
-    return [
-        Mark(
-            100 * (row.robust_accuracy - less),
-            f"measured on {row.images} images",
-            interval=(100 * (low - less), 100 * (high - less)),
-        )
-    ]
+def _here(row: StudyRow) -> list[Mark]:
+    return [] if row.robust_accuracy is None else [_measured(row, row.robust_accuracy, row.robust_interval)]
+
+
+def _ahead(row: StudyRow) -> list[Mark]:
+    return [] if row.measured_lead is None else [_measured(row, row.measured_lead, row.measured_lead_interval)]
+
+
+def _measured(row: StudyRow, value: float, interval: tuple[float, float] | None) -> Mark:
+    percent = interval and (100 * interval[0], 100 * interval[1])
+    return Mark(100 * value, f"measured on {row.images} images", interval=percent)
 
 
 def _ours(row: StudyRow) -> bool:

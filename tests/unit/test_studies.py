@@ -11,6 +11,8 @@ from sqlalchemy import Engine
 from dkl.catalog import resolve
 from dkl.catalog.studies import Planned, UnknownStudyError, study
 from dkl.events import Event, Progress
+from dkl.flags import Flags, pack
+from dkl.paired import Pairs
 from service import claims, jobs, studies
 from service.callers import COMMAND_LINE
 from service.study_table import study_table, study_words
@@ -92,6 +94,10 @@ def test_failed_and_canceled_rows_say_so(db: Engine) -> None:
     finish(db, training)
     jobs.cancel(db, evaluation.id, caller=COMMAND_LINE)
     assert row(db, "3-tiny", TRADES).state == "canceled"
+    training, evaluation = submit(db, "3-tiny", "MART")
+    jobs.cancel(db, training.id, caller=COMMAND_LINE)
+    assert row(db, "3-tiny", "MART").evaluation.status == "failed"  # type: ignore[union-attr]
+    assert row(db, "3-tiny", "MART").state == "canceled"
 
 
 def test_a_trained_model_that_nobody_judges_is_known(db: Engine) -> None:
@@ -117,6 +123,29 @@ def test_of_several_jobs_the_furthest_stands_for_the_row(db: Engine) -> None:
     found = row(db, "3-tiny", IKL)
     assert found.state == "succeeded"
     assert found.robust_accuracy == 0.2
+
+
+def test_a_row_at_work_counts_more_than_a_newer_model_that_nobody_judges(db: Engine) -> None:
+    training, evaluation = submit(db, "3-tiny", IKL)
+    finish(db, training)
+    run(db, evaluation)
+    finish(db, jobs.create(db, planned("3-tiny", IKL).recipe))
+    found = row(db, "3-tiny", IKL)
+    assert found.state == "judging"
+    assert found.training is not None
+    assert found.training.id == training.id
+
+
+def test_of_equals_the_newest_stands_for_the_row(db: Engine) -> None:
+    submit(db, "3-tiny", IKL)
+    newest, judging = submit(db, "3-tiny", IKL)
+    again = jobs.create(db, planned("3-tiny", IKL).judge.of(newest.id))
+    found = row(db, "3-tiny", IKL)
+    assert found.training is not None
+    assert found.evaluation is not None
+    assert (found.training.id, found.evaluation.id) == (newest.id, again.id)
+    jobs.cancel(db, again.id, caller=COMMAND_LINE)
+    assert row(db, "3-tiny", IKL).evaluation.id == judging.id  # type: ignore[union-attr]
 
 
 def test_a_trained_model_counts_more_than_a_failure_that_was_to_be_judged(db: Engine) -> None:
@@ -164,6 +193,34 @@ def test_other_data_have_leads_and_no_differences(db: Engine) -> None:
     plot = picture(studies.find(db, "2-tiny"))
     assert plot is not None
     assert plot.x_label == "robust accuracy less that of IKL-AT, points"
+
+
+def test_a_lead_has_an_interval_of_its_own(db: Engine) -> None:
+    """Newcombe's, of the images on which two models differ; not that of either model, moved."""
+    stands = {IKL: [True] * 60 + [False] * 240, TRADES: [True] * 40 + [False] * 10 + [True] * 10 + [False] * 240}
+    of_images = {IKL: "1" * 64, TRADES: "1" * 64, "MART": "2" * 64}
+    for method, data in of_images.items():
+        training, evaluation = submit(db, "2-tiny", method)
+        finish(db, training)
+        flags = stands.get(method, stands[IKL])
+        finish(
+            db, evaluation, images=300, robust_accuracy=sum(flags) / 300,
+            flags=Flags(data_sha256=data, clean=pack(flags), robust=pack(flags)),
+        )  # fmt: skip
+    trades = row(db, "2-tiny", TRADES)
+    assert trades.measured_lead == pytest.approx(-10 / 300)
+    assert trades.measured_lead_interval == Pairs(both=50, only_a=0, only_b=10, neither=240).interval()
+    low, high = trades.measured_lead_interval
+    assert low < -10 / 300 < high < 0
+    assert row(db, "2-tiny", IKL).measured_lead_interval is None
+    other = row(db, "2-tiny", "MART")  # judged on other images
+    assert (other.measured_lead, other.measured_lead_interval) == (pytest.approx(0.0), None)
+    plot = picture(studies.find(db, "2-tiny"))
+    assert plot is not None
+    dots = {lane.label: lane.dots[-1] for lane in plot.lanes}
+    assert dots[IKL].interval is dots["MART"].interval is None
+    assert dots[TRADES].interval is not None
+    assert dots[TRADES].interval[0] < dots[TRADES].x < dots[TRADES].interval[1] < dots[IKL].x
 
 
 @pytest.mark.parametrize("name", ["2-tiny", "3-tiny"])
