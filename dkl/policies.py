@@ -100,11 +100,11 @@ def _fast(recipe: Protocol, tally: Tally, eps: float, precision: Precision) -> I
         return
     for use, attack in enumerate(recipe.attacks()):
         yield Stage(attack, "search", eps, precision, _SEARCH_USE + use, tally.standing(), share=1.0)
-    chosen = tally.nearest(tally.standing(), NEAREST)
-    _weigh(tally.claimed(), chosen, tally, eps, precision)
+    chosen, claimed = tally.nearest(tally.standing(), NEAREST), tally.claimed()
     for use, attack in enumerate(recipe.attacks()):
         rows = tally.still(chosen)
         yield Stage(attack, "recheck", eps, "float32", use, rows, share=NEAREST)
+    _weigh(claimed, chosen, tally, eps, precision)
 
 
 def _screen(recipe: Protocol, tally: Tally, eps: float, precision: Precision) -> Iterator[Stage]:
@@ -130,8 +130,8 @@ def _audited(recipe: Protocol, tally: Tally, eps: float, precision: Precision) -
         if fallen := len(sample) - len(tally.still(sample)):
             doubt = f"{attack.kind} broke {fallen} of {len(sample)} sampled images that the cheap search had not"
             break
-    _weigh(claimed, chosen if doubt is None else survivors, tally, eps, precision)
     if doubt is None:
+        _weigh(claimed, chosen, tally, eps, precision)
         missed = hypergeometric_upper(0, len(sample), len(others))
         tally.could_still_break[eps] = missed / len(tally.images)
         tally.note(
@@ -144,11 +144,12 @@ def _audited(recipe: Protocol, tally: Tally, eps: float, precision: Precision) -
     for use, attack in enumerate(recipe.attacks()):
         rows = tally.standing() if use >= audited else np.setdiff1d(tally.standing(), chosen)
         yield Stage(attack, "fallback", eps, "float32", use, rows, share=1.0)
+    _weigh(claimed, survivors, tally, eps, precision)
 
 
 def _weigh(claimed: Rows, again: Rows | Sequence[int], tally: Tally, eps: float, precision: Precision) -> None:
-    """What becomes of images that a search in 16 bits took for broken and the verifier did not. They are those
-    nearest to falling, so a second look in float32 has them all, unless they are many; `again` are who gets it."""
+    """What became of images that a search in 16 bits took for broken and the verifier did not. They are those
+    nearest to falling, so a second look in float32 has them all, unless they are many; `again` are who got it."""
     if precision == "float32":
         return  # no rounding explains such claims: whoever refused them has warned
     search = f"the {precision} search at radius {show_pixels(eps)}"
