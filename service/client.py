@@ -38,6 +38,13 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._connection.http.close()
 
+    def answers(self) -> bool:
+        """Whether there is a dkl-bench service at the address."""
+        try:
+            return bool(self._connection.json("GET", "/livez") == {"status": "ok"})
+        except ServiceError:
+            return False
+
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def submit(

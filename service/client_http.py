@@ -6,9 +6,16 @@ from typing import Any
 
 import httpx2
 
+_DIRECT = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
+"""No proxy of the environment reaches this machine's own services."""
+
 
 class ServiceError(Exception):
-    """The service refused; the message is its sentence."""
+    """The service refused; the message is its sentence, and `status` that of HTTP, None where there was none."""
+
+    def __init__(self, sentence: str, status: int | None = None) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 class NoServiceError(ServiceError):
@@ -29,7 +36,7 @@ class Connection:
         try:
             if not url.startswith(("http://", "https://")):
                 raise httpx2.InvalidURL("no protocol")
-            self.http = httpx2.Client(base_url=self.url, timeout=timeout, headers=headers)
+            self.http = httpx2.Client(base_url=self.url, timeout=timeout, headers=headers, mounts=_DIRECT)
         except httpx2.InvalidURL:
             raise ServiceError(f"{url!r} is no address of a service; write http://HOST:PORT") from None
         except UnicodeEncodeError:
@@ -76,7 +83,7 @@ def refusal(response: httpx2.Response) -> ServiceError:
     try:
         sentence = str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return kind(f"the service answered {response.status_code} to {response.request.url}")
+        return kind(f"the service answered {response.status_code} to {response.request.url}", response.status_code)
     if "WWW-Authenticate" in response.headers:  # another key would do
         sentence += "; the command line takes its key from DKLBENCH_KEY"
-    return kind(sentence)
+    return kind(sentence, response.status_code)

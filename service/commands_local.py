@@ -49,6 +49,7 @@ def recipes(
             "about": entry.about,
             "needs": [entry.needs] if entry.needs else [],
             "published": asdict(entry.published) if entry.published else None,
+            "also": [asdict(other) for other in entry.also],
             "recipe": entry.recipe.model_dump(mode="json"),
         }
         for name, entry in found.items()
@@ -117,10 +118,10 @@ def run(
         show_json({"name": local.name, **{k: v and str(v) for k, v in files.items()}, "result": result})
         return
     if trained:
-        say(f"the checkpoint is {trained}")
+        say(f"the checkpoint is {escape(str(trained))}")
     if local.plot is not None:
-        say(f"the training curve is {local.plot}")
-    say(f"everything it left is in {local.workdir}")
+        say(f"the training curve is {escape(str(local.plot))}")
+    say(f"everything it left is in {escape(str(local.workdir))}")
 
 
 def _followed(local: "LocalRun", device: str, *, quiet: bool) -> dict[str, Any] | None:
@@ -170,7 +171,7 @@ def convert(
     if as_json:
         show_json({"file": str(target), "sha256": sha256, "notes": list(notes)})
         return
-    say(f"{target} is a checkpoint with sha256 {sha256}")
+    say(f"{escape(str(target))} is a checkpoint with sha256 {sha256}")
     for remark in notes:
         say(f"[yellow]note:[/] {escape(remark)}")
 

@@ -3,11 +3,10 @@
 What is in the ledger already is not run again: the service says of every row how far it is.
 """
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -19,12 +18,10 @@ from service.terminal import console, note, notes, say, show_json
 if TYPE_CHECKING:  # no other command waits for these
     from service.client import Client
     from service.settings import Settings
+    from service.study_run import StudyRun
     from service.study_table import Row, Study
 
 app = typer.Typer()
-_LOST = frozenset({"failed", "canceled"})
-_OVER = _LOST | {"succeeded"}
-_POLL_SECONDS = 1.0
 
 
 @app.command()
@@ -52,28 +49,24 @@ def reproduce(
 ) -> None:
     """Run every method of a table of the paper at one budget, and print published beside measured.
     Rows that are finished are not run again; Ctrl-C and a second call go on where the first one was."""
-    from dkl.catalog.studies import study
-    from service.client import ServiceError
-    from service.study_table import study_table, study_words
+    from service.client_http import NoServiceError
 
     asked = study_name(table, budget)
+    _require_rows(asked, only or [])
     _require_svg(plot)
-    with _service(url, study(asked).dataset, up=up) as client:
-        try:
-            found = _run(client, asked, only or [])
-        except KeyboardInterrupt:
-            note("interrupted; the same command goes on from here")
-            raise typer.Exit(130) from None
-        if plot is not None:
-            _draw(found, plot)
-        if as_json:
-            show_json(found)
-        else:
-            rows = _chosen(found, only or [])
-            console.print(study_table(found, rows), *map(escape, study_words(found, rows)), sep="\n")
-            say(f"to share: {client.url}/studies/{asked}")
-        if sentences := _failures(client, _chosen(found, only or [])):
-            raise ServiceError("; ".join(sentences))
+    try:
+        while True:
+            with _service(url, asked, up=up) as (client, is_ours):
+                try:
+                    _reproduce(client, asked, only or [], plot, as_json=as_json, is_ours=is_ours)
+                    return
+                except NoServiceError:
+                    if not up or is_ours or url is not None:
+                        raise
+                    note("the service has gone; going on without it")
+    except KeyboardInterrupt:
+        note("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
 
 
 def study_name(table: int, budget: str) -> str:
@@ -86,18 +79,36 @@ def study_name(table: int, budget: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _require_rows(name: str, only: Sequence[str]) -> None:
+    """ValueError for a name that no row has."""
+    from dkl.catalog.studies import study
+
+    asked = study(name)
+    known = {word for one in asked.rows for word in (one.row.method.casefold(), one.row.recipe)}
+    for word in only:
+        if word.casefold() in known:
+            continue
+        for missing in asked.left_out:
+            if word.casefold() in {missing.row.method.casefold(), missing.row.recipe}:
+                raise ValueError(f"--only: {missing.row.method!r} is left out of this study. {missing.reason}")
+        methods = ", ".join(repr(one.row.method) for one in asked.rows)
+        raise ValueError(f"--only: no row is called {word!r}; there are {methods}")
+
+
 # --- the service --------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _service(url: str | None, dataset: str, *, up: bool) -> Iterator["Client"]:
-    """A client of the service that answers, or, with `up`, of one that runs as long as the context."""
+def _service(url: str | None, name: str, *, up: bool) -> Iterator[tuple["Client", bool]]:
+    """A client of the service that answers, or, with `up` and no address given, of one that runs as long as the
+    context; and whether it is that one."""
+    from dkl.catalog.studies import study
     from service.settings import settings
 
-    if not up or _answers(url or settings().url):
-        with client_of(url) as client:
-            yield client
-        return
+    with client_of(url) as client:
+        if not up or url is not None or client.answers():
+            yield client, False
+            return
     import logging
 
     from service import logs
@@ -107,22 +118,12 @@ def _service(url: str | None, dataset: str, *, up: bool) -> Iterator["Client"]:
 
     chosen = settings().model_copy(update={"host": "127.0.0.1"})
     chosen = chosen.model_copy(update={"port": free_port(chosen)})
-    _require_data(chosen, dataset)
+    _require_data(chosen, study(name).dataset)
     logs.configure(chosen, level=logging.WARNING)
     address = f"http://127.0.0.1:{chosen.port}"
     with served(chosen), Client(address, chosen.key.get_secret_value()) as client:
         note(f"no service answered, so this is one: {address}, data in {escape(str(chosen.data_dir))}")
-        yield client
-
-
-def _answers(url: str) -> bool:
-    import httpx2
-
-    try:
-        httpx2.get(f"{url.rstrip('/')}/livez", timeout=3)
-    except httpx2.TransportError:
-        return False
-    return True
+        yield client, True
 
 
 def _require_data(chosen: "Settings", dataset: str) -> None:
@@ -137,76 +138,68 @@ def _require_data(chosen: "Settings", dataset: str) -> None:
 # --- running ------------------------------------------------------------------------------------------------
 
 
-def _run(client: "Client", name: str, only: Sequence[str]) -> "Study":
-    """Submit what is missing, and draw what goes on until every chosen row has ended; the study as it is then."""
-    found = client.study(name)
-    for row in _chosen(found, only):
-        _go_on(client, row)
+def _reproduce(
+    client: "Client", name: str, only: Sequence[str], plot: Path | None, *, as_json: bool, is_ours: bool
+) -> None:
+    from service.client_http import ServiceError
+    from service.study_run import StudyRun, chosen
+    from service.study_table import study_table, study_words
+
+    run = StudyRun(client, name, only)
+    note(f"watch it at {escape(client.url)}/studies/{name}")
+    found = _followed(run, name, only)
+    rows = chosen(found, only)
+    if as_json:
+        show_json(found)
+    else:
+        console.print(study_table(found, rows), *map(escape, study_words(found, rows)), sep="\n")
+        where = "to look at it again, or to share it: dklbench up, and there" if is_ours else "to share:"
+        say(f"{where} {'' if is_ours else escape(client.url)}/studies/{name}")
+    if plot is not None:
+        _draw(found, plot)
+    if sentences := _failures(client, run, rows):
+        raise ServiceError("; ".join(sentences))
+
+
+def _followed(run: "StudyRun", name: str, only: Sequence[str]) -> "Study":
+    """Draw what goes on until every chosen row has ended; the study as it is then."""
+    from service.study_run import chosen
+
     columns = (
         *(TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn()),
         TextColumn("{task.fields[state]}"),
     )
     with Progress(*columns, console=notes, disable=not notes.is_terminal, redirect_stdout=False) as bars:
-        bar = bars.add_task(f"table {name}", total=len(_chosen(found, only)), state="")
+        bar = bars.add_task(f"table {name}", total=None, state="")
         of_rows: dict[str, TaskID] = {}
-        while True:
-            found = client.study(name)
-            rows = _chosen(found, only)
+        for found in run.follow():
+            rows = chosen(found, only)
+            while run.notes:
+                note(escape(run.notes.pop(0)))
             for row in rows:
                 _show(bars, of_rows, row)
-            ended = [row for row in rows if row["state"] in _OVER]
-            bars.update(bar, completed=len(ended), state=f"{len(ended)} of {len(rows)} rows")
-            if len(ended) == len(rows):
-                return found
-            time.sleep(_POLL_SECONDS)
+            ended = sum(run.has_ended(row) for row in rows)
+            bars.update(bar, total=len(rows), completed=ended, state=_so_far(rows, ended))
+        return found
 
 
-def _go_on(client: "Client", row: "Row") -> None:
-    """See to it that the row is trained and judged: queue what nobody has, take up what has failed or was
-    canceled. This is all that a study ever asks the service to do."""
-    training, evaluation = row["training"], row["evaluation"]
-    judge, changes = row["judge"], row["judge_overrides"]
-    if training is None or (training["status"] in _LOST and not _resumed(client, training)):
-        client.submit(row["recipe"], row["overrides"], then=[(judge, changes)])
-        return
-    # An evaluation that failed with its training has been resumed with it.
-    waits_again = training["status"] in _LOST and evaluation is not None and evaluation["status"] == "failed"
-    lost = evaluation is not None and evaluation["status"] in _LOST and not waits_again
-    if evaluation is None or (lost and not _resumed(client, evaluation)):
-        client.submit(judge, {**changes, "model.job": training["id"]})
+def _so_far(rows: "Sequence[Row]", ended: int) -> str:
+    at_work = any(row["state"] in {"training", "judging"} for row in rows)
+    waits = "" if at_work or ended == len(rows) else "; waiting for a worker"
+    return f"{ended} of {len(rows)} rows{waits}"
 
 
-def _resumed(client: "Client", job: Mapping[str, Any]) -> bool:
-    """Whether the job goes on; not where its files are gone, or it is somebody else's."""
-    from service.client import ServiceError
-
-    try:
-        client.job(job["id"]).resume()
-    except ServiceError as error:
-        note(f"job {job['id']} cannot be resumed ({escape(str(error))}); it is submitted anew")
-        return False
-    return True
-
-
-def _chosen(found: "Study", only: Sequence[str]) -> "list[Row]":
-    """The rows to run; ValueError for a name that none has."""
-    names = {word.casefold() for word in only}
-    known = {name for row in found["rows"] for name in (row["method"].casefold(), row["recipe"])}
-    if unknown := names - known:
-        methods = ", ".join(repr(row["method"]) for row in found["rows"])
-        raise ValueError(f"--only: no row is called {sorted(unknown)[0]!r}; there are {methods}")
-    return [row for row in found["rows"] if not names or names & {row["method"].casefold(), row["recipe"]}]
-
-
-def _failures(client: "Client", rows: "Sequence[Row]") -> list[str]:
+def _failures(client: "Client", run: "StudyRun", rows: "Sequence[Row]") -> list[str]:
     """What stopped rows, each reason once."""
+    from service.study_run import LOST
+
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        if row["state"] in _LOST:
-            job = next(
-                job for job in (row["training"], row["evaluation"]) if job["status"] in _OVER - {"succeeded"}
-            )
+        reason = run.refused.get(row["recipe"])
+        if reason is None and row["state"] in LOST:
+            job = next(job for job in (row["training"], row["evaluation"]) if job["status"] in LOST)
             reason = client.job(job["id"]).reason or row["state"]
+        if reason is not None:
             reasons.setdefault(reason, []).append(row["method"])
     return [f"{', '.join(methods)}: {reason}" for reason, methods in reasons.items()]
 
@@ -216,6 +209,8 @@ def _failures(client: "Client", rows: "Sequence[Row]") -> list[str]:
 
 def _show(bars: Progress, of_rows: dict[str, TaskID], row: "Row") -> None:
     """A bar for every row that is at work; a line that stays for every row that ends while one looks on."""
+    from service.study_run import OVER
+
     name, state = row["recipe"], row["state"]
     if state in {"training", "judging"}:
         job = row["training"] if state == "training" else row["evaluation"]
@@ -228,6 +223,8 @@ def _show(bars: Progress, of_rows: dict[str, TaskID], row: "Row") -> None:
             total=progress["total"] or None,
             state=f"{state}, {progress['phase']}",
         )
+    elif name in of_rows and state not in OVER:  # its worker has gone, and another will take it up
+        bars.update(of_rows[name], state=state)
     elif name in of_rows:
         bars.remove_task(of_rows.pop(name))
         robust = row["robust_accuracy"]

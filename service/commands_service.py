@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from service.options import database
 from service.terminal import console, say
@@ -30,7 +31,7 @@ def up(host: Host = None, port: Port = None) -> None:
     chosen = _settings(host, port)
     logs.configure(chosen, level=logging.WARNING)
     with embedded(chosen) as server:
-        say(f"dkl-bench at [bold]{_url(chosen)}[/], data in {chosen.data_dir}; Ctrl-C stops")
+        say(f"dkl-bench at [bold]{_url(chosen)}[/], data in {escape(str(chosen.data_dir))}; Ctrl-C stops")
         server.run()
 
 
@@ -50,14 +51,19 @@ def demo(
     if port is None:
         chosen = chosen.model_copy(update={"port": free_port(chosen)})
     logs.configure(chosen, level=logging.WARNING)
-    with served(chosen):
-        url = _url(chosen)
-        console.print(f"Two small models learn handwritten digits, one of them adversarially; watch at {url}/jobs")
-        with Client(url) as client:
-            tell_the_story(client)
-        console.print(f"The leaderboard: [bold]{url}[/]" + ("" if exit else "   (Ctrl-C stops)"))
-        while not exit:
-            time.sleep(3600)
+    url = _url(chosen)
+    try:
+        with served(chosen):
+            console.print(
+                f"Two small models learn handwritten digits, one of them adversarially; watch at {url}/jobs"
+            )
+            with Client(url) as client:
+                tell_the_story(client)
+            console.print(f"The leaderboard: [bold]{url}[/]" + ("" if exit else "   (Ctrl-C stops)"))
+            while not exit:
+                time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("stopped; what is unfinished resumes at the next start")
 
 
 @app.command()
@@ -95,8 +101,6 @@ def served(chosen: "Settings") -> Iterator[None]:
                     raise StartError("the server did not start; its message is above")
                 time.sleep(0.05)
             yield
-        except KeyboardInterrupt:
-            console.print("stopping; what is unfinished resumes at the next start")
         finally:
             server.stop()
             thread.join()

@@ -1,26 +1,24 @@
 """The Python client against a real service: its document's examples, and what it does when things go wrong."""
 
 import re
-import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from processes import Start, free_port, wait_until
 from samples import EPOCH, JUDGED, TRAIN, TRAINED
+from serving import served
 from sqlalchemy import Engine
 
 from dkl.events import EvaluateResult, TrainResult
 from dkl.recipes import fingerprint
 from service import claims
-from service.app import create_app
 from service.client import Client, JobFailed, NoServiceError, NotAllowedError, ServiceError
-from service.db import migrate
 from service.settings import Settings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "python-client.md"
@@ -46,28 +44,45 @@ def test_the_documents_examples_run(
     assert (tmp_path / "model.safetensors").is_file()
 
 
-# --- without a worker -------------------------------------------------------------------------------------
+# --- whether there is a service -----------------------------------------------------------------------------
 
 
-@contextmanager
-def served(settings: Settings, port: int = 0) -> Iterator[tuple[Client, Engine]]:
-    """A client of a service without workers, and its ledger."""
-    application = create_app(settings)
-    state = application.state.dkl
-    migrate(state.db)
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
-        server = uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+class Stranger(BaseHTTPRequestHandler):
+    """Some other web server."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"It works!")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_another_web_server_is_no_service(settings: Settings) -> None:
+    with Client(f"http://127.0.0.1:{free_port()}") as nobody:
+        assert not nobody.answers()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.02)
-        with Client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
-            yield client, state.db
-        state.streams.close()
-        server.should_exit = True
-        thread.join(20)
+        with Client(f"http://127.0.0.1:{server.server_port}") as stranger:
+            assert not stranger.answers()
+        server.shutdown()
+        thread.join()
+    with served(settings) as (client, _):
+        assert client.answers()
+
+
+def test_no_proxy_stands_before_a_service_on_this_machine(settings: Settings) -> None:
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    code = "import sys; from service.client import Client; print(Client(sys.argv[1]).jobs())"
+    with served(settings) as (client, _):
+        asked = [sys.executable, "-c", code, client.url]
+        ended = subprocess.run(asked, env=proxies, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "[]\n"), ended.stderr
+
+
+# --- without a worker -------------------------------------------------------------------------------------
 
 
 def claimed(db: Engine, job_id: str) -> claims.Claim:

@@ -1,20 +1,27 @@
 """`dklbench reproduce` with a real service and real training, on a few packed images of CIFAR-10."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import Answer, Command
 from processes import BIN, Start, ends, free_port, wait_until
+from serving import served
+from sqlalchemy import select
 
 from dkl.catalog.studies import study
+from service import claims
 from service.client import Client
+from service.db import connect, reading
 from service.settings import Settings
 from service.settings import settings as chosen
+from service.tables import Job
 
 PACKED = Path(__file__).parent.parent / "data"
 
@@ -50,6 +57,10 @@ def rows(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
         (["2", "--plot", "table.gif"], "found the suffix '.gif'; the picture is an SVG, name FILE.svg"),
         (["2", "--plot", "no/table.svg"], "there is no folder no; make it, or name another"),
         (["2", "--url", "http://127.0.0.1:9"], "no service answers at http://127.0.0.1:9"),
+        (["2", "--up", "--url", "http://127.0.0.1:9"], "no service answers at http://127.0.0.1:9"),
+        (["2", "--up", "--url", "localhost:8000"], "'localhost:8000' is no address of a service"),
+        (["2", "--up", "--only", "nothing"], "no row is called 'nothing'; there are 'AT-AWP', 'LBGAT, beta 6'"),
+        (["2", "--up", "--only", "dm-at, 50m generated"], "'DM-AT, 50M generated' is left out of this study."),
     ],
 )
 def test_mistakes_get_a_sentence(reproduce: Command, words: list[str], sentence: str) -> None:
@@ -102,6 +113,72 @@ def test_a_finished_row_is_not_run_again(
     assert refused.returncode == 1
     assert "no row is called 'nothing'; there are 'PGD-AT', 'LBGAT, beta 0'" in refused.stderr
     assert [job.document for job in client.jobs()] == jobs
+
+
+def test_what_fails_is_told_with_its_reason_and_taken_up_again(
+    settings: Settings, reproduce: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test is the worker, which has no luck; there is none else."""
+    words = ("3", "--budget", "smoke", "--only", "TRADES", "--only", "MART")
+    with served(settings) as (client, db):
+        monkeypatch.setenv("DKLBENCH_URL", client.url)
+        ended = []
+        for _ in range(2):
+            command = threading.Thread(target=lambda: ended.append(reproduce(*words)))
+            command.start()
+            for reason in ("loss is nan", "loss is inf"):
+                wait_until(lambda: client.jobs(kind="train", status="queued"), what="a training")
+                training = client.jobs(kind="train", status="queued")[-1]
+                claim = claims.claim(db, training.id, worker="box/a", lease_seconds=60)
+                assert claim is not None
+                claims.fail(db, claim, reason)
+            command.join(60)
+        trainings, evaluations = client.jobs(kind="train"), client.jobs(kind="evaluate")
+    for one in ended:
+        assert one.returncode == 1
+        assert re.search(
+            "error: (TRADES: loss is .*; MART: loss is|MART: loss is .*; TRADES: loss is)", one.stderr
+        )
+        assert re.search(r"TRADES .* failed", one.stdout)
+        assert f"watch it at {client.url}/studies/3-smoke" in one.stderr
+    assert len(ended) == len(trainings) == len(evaluations) == 2
+    assert {job.status for job in (*trainings, *evaluations)} == {"failed"}
+
+
+def test_a_key_that_may_not_submit_ends_it(
+    settings: Settings, reproduce: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(settings.model_copy(update={"anonymous": "leaderboard"})) as (client, _):
+        monkeypatch.setenv("DKLBENCH_URL", client.url)
+        ended = reproduce("3", "--budget", "smoke")
+    assert ended.returncode == 4
+    assert "key" in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cifar10", "here")
+def test_a_service_of_its_own_ends_with_ctrl_c_and_goes_on_with_the_next_command(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setenv("DKLBENCH_URL", f"http://127.0.0.1:{free_port()}")
+    words = [str(BIN / "dklbench"), "reproduce", "3", "--budget", "smoke", "--only", "PGD-AT", "--up", "--json"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "watch it at" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    said, complaints = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "")
+    assert "interrupted; the same command goes on from here" in complaints
+    assert "Traceback" not in complaints
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=280)
+    assert ended.returncode == 0, ended.stderr
+    assert rows(json.loads(ended.stdout))["PGD-AT"]["state"] == "succeeded"
+    engine = connect(settings.database)
+    with reading(engine) as session:
+        assert sorted(session.scalars(select(Job.kind))) == ["evaluate", "train"]
+    engine.dispose()
 
 
 @pytest.mark.slow
