@@ -5,7 +5,7 @@ DATA ?= $(CURDIR)/data
 TABLE ?= 2
 BUDGET ?= tiny
 
-.PHONY: install demo up reproduce test test-slow check docs torture audit lock clean
+.PHONY: install demo up reproduce test test-long test-slow check docs torture audit lock clean
 
 install: .venv/installed
 
@@ -21,7 +21,10 @@ reproduce: install  ## a table of the paper at a budget: TABLE=2 or 3, BUDGET=sm
 test: install .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-test-slow: install .venv/installed-dev  ## the long ones, by hand: installs from the registry, trains, measures
+test-long: install .venv/installed-dev  ## what takes several processes: workers that die, the demo, the documents
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'long and not slow' $(PYTEST_ARGS)
+
+test-slow: install .venv/installed-dev  ## the slow ones, by hand: installs from the registry, trains, measures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(PYTEST_ARGS)
 
 check: install .venv/installed-dev

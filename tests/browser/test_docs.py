@@ -91,7 +91,8 @@ def find(page: Page, words: str, title: str) -> None:
 @pytest.mark.parametrize(
     ("scheme", "width"),
     [
-        *(("light", 390), ("dark", 1280)),
+        ("light", 390),
+        pytest.param("dark", 1280, marks=pytest.mark.long),
         *(pytest.param(*other, marks=pytest.mark.slow) for other in (("light", 1280), ("dark", 390))),
     ],
 )

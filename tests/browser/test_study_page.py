@@ -82,6 +82,7 @@ def test_the_command_of_a_row_is_the_row(empty_site: story.Site, page: Page) -> 
     expect(command).to_contain_text("--then 'autoattack-cifar10-linf images=300 policy=audited'")
 
 
+@pytest.mark.long
 def test_it_changes_while_jobs_run(empty_site: story.Site, page: Page) -> None:
     fill(empty_site, "3-tiny")
     page.goto(f"{empty_site.url}/studies/3-tiny")

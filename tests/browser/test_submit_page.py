@@ -232,7 +232,9 @@ def test_it_works_without_javascript(empty_site: story.Site, new_page: NewPage) 
     ]
 
 
-@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
+@pytest.mark.parametrize(
+    "scheme", [pytest.param("light", marks=pytest.mark.slow), pytest.param("dark", marks=pytest.mark.long)]
+)
 def test_the_pages_fit_and_are_readable_with_everything_unfolded(
     site: story.Site, new_page: NewPage, scheme: str
 ) -> None:

@@ -30,7 +30,7 @@ def shell(settings: Settings, tmp_path: Path) -> Settings:
     return here.settings
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_do_what_is_said(shell: Settings, tmp_path: Path) -> None:
     found = [command.replace("/srv/", f"{tmp_path}/") for command in commands()]
     assert [command.rpartition("dklbench ")[2].split()[0] for command in found] == [

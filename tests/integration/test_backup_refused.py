@@ -327,6 +327,7 @@ def enlarge(here: Installation, tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.long
 def test_a_backup_that_is_killed_leaves_the_earlier_one(
     here: Installation, contents: Contents, tmp_path: Path
 ) -> None:
@@ -349,6 +350,7 @@ def test_a_backup_that_is_killed_leaves_the_earlier_one(
     assert not list((target / "files").glob(".*.tmp"))
 
 
+@pytest.mark.long
 def test_a_restore_that_is_killed_can_be_repeated(
     here: Installation, contents: Contents, there: Installation, tmp_path: Path
 ) -> None:

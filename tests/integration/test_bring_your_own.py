@@ -10,7 +10,7 @@ from walkthrough import ROOT, walk
 from service.settings import Settings
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     importlib.util.find_spec("robustbench") is None,
     reason="robustbench is not installed: pip install --no-deps robustbench==1.1.1",

@@ -24,6 +24,8 @@ from service.db import connect, migrate
 from service.queue import CeleryQueue
 from service.settings import Settings
 
+pytestmark = pytest.mark.long
+
 SHORT = {"epochs": 8, "awp.first_epoch": 3}
 LONGER = {"epochs": 24, "awp.first_epoch": 3, "images": 512}  # time to be killed in
 QUICK_SUITE = [{"kind": "apgd-ce", "steps": 10}, {"kind": "square", "queries": 100}]
@@ -112,7 +114,6 @@ def test_kill_9_of_the_worker_in_mid_training(client: Client, start_worker: Call
     assert epochs == list(range(1, LONGER["epochs"] + 1))
 
 
-@pytest.mark.slow
 def test_a_stopped_container_gives_its_job_back(client: Client, start_worker: Callable[[], Worker]) -> None:
     worker = start_worker()
     job_id = client.submit("ikl-at-digits", {"epochs": 100_000}).id
@@ -127,7 +128,6 @@ def test_a_stopped_container_gives_its_job_back(client: Client, start_worker: Ca
     ends(client, job_id, "canceled")
 
 
-@pytest.mark.slow
 def test_the_child_alone_dies_and_its_job_goes_on_at_once(
     client: Client, deployed: Settings, start_worker: Callable[[], Worker]
 ) -> None:
@@ -152,7 +152,6 @@ def test_a_wiped_broker_loses_nothing(
     assert ends(client, job_id)["attempt"] == 1
 
 
-@pytest.mark.slow
 def test_a_message_delivered_many_times_runs_once(
     client: Client, deployed: Settings, start_worker: Callable[[], Worker]
 ) -> None:
@@ -182,7 +181,6 @@ def test_train_and_evaluate(client: Client) -> None:
     assert row.robust_accuracy == result["robust_accuracy"]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("lasting_worker")
 def test_cancel_ends_within_seconds(client: Client) -> None:
     job_id = client.submit("ikl-at-digits", {"epochs": 100_000}).id
@@ -192,7 +190,6 @@ def test_cancel_ends_within_seconds(client: Client) -> None:
     ends(client, client.submit("natural-digits", {"epochs": 1}).id)
 
 
-@pytest.mark.slow
 def test_a_worker_that_drains_listens_to_nobody(
     client: Client, deployed: Settings, lasting_worker: Worker
 ) -> None:
@@ -214,7 +211,6 @@ def test_a_worker_that_drains_listens_to_nobody(
     db.dispose()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("lasting_worker")
 def test_jobs_go_to_the_workers_of_their_queue(client: Client) -> None:
     """The service knows both queues; the worker serves one of them."""

@@ -89,6 +89,7 @@ def test_help_and_recipes(dklbench: Command, settings: Settings) -> None:
     assert "others with this in their name: ikl-at-cifar100-wrn-34-10-" in one
 
 
+@pytest.mark.long
 def test_run_trains_and_judges_without_a_service(dklbench: Command, settings: Settings, tmp_path: Path) -> None:
     trained = started("run", *SMALL, "--plot", "curve.svg", settings=settings, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -133,6 +134,7 @@ def test_weights_of_others_are_converted_and_judged(dklbench: Command, tmp_path:
     assert "robust" in judged.stdout
 
 
+@pytest.mark.long
 def test_a_function_in_the_current_directory_is_judged(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\nnet = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
@@ -145,6 +147,7 @@ def test_a_function_in_the_current_directory_is_judged(settings: Settings, tmp_p
     assert "robust" in judged.stdout
 
 
+@pytest.mark.long
 def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(
     processes: Processes, settings: Settings, tmp_path: Path
 ) -> None:
@@ -205,7 +208,7 @@ def test_an_evaluation_is_stopped_and_verified(
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [f"{job_id}-evidence.safetensors"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_tells_the_true_story_and_a_second_start_finds_it(settings: Settings) -> None:
     first = started("demo", "--exit", settings=settings)
     assert first.returncode == 0, first.stderr

@@ -35,6 +35,7 @@ def ask(dklbench: Command) -> Run:
     return run
 
 
+@pytest.mark.long
 def test_jobs_and_results(
     start_embedded: Start, ask: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,6 +192,7 @@ def test_the_papers_numbers_stand_beside_ours(client: TestClient, db: Engine) ->
 # --- real workers -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_chain_of_teacher_student_and_evaluation(start_embedded: Start, settings: Settings) -> None:
     _, client = start_embedded()
     teacher = client.submit("natural-digits", SHORT, then=[("kd-digits", SHORT)])

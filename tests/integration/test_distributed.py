@@ -268,6 +268,8 @@ import time
 from pathlib import Path
 from dkl.distributed import run_distributed
 from dkl.recipes import Train
+
+pytestmark = pytest.mark.long
 recipe, workdir, data_dir = sys.stdin.read(), Path(sys.argv[1]), Path(sys.argv[2])
 for event in run_distributed(Train.model_validate_json(recipe), workdir, device="cpu", data_dir=data_dir):
     time.sleep(0.5)  # the next ones are waiting to be read

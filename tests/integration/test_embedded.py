@@ -14,6 +14,8 @@ from dkl.evidence import read_evidence
 from service.client import Client, ServiceError
 from service.settings import Settings
 
+pytestmark = pytest.mark.long
+
 SHORT = {"epochs": 8, "awp.first_epoch": 3}
 LONGER = {"epochs": 24, "awp.first_epoch": 3, "images": 512}  # time to be killed in
 QUICK_SUITE = [{"kind": "apgd-ce", "steps": 10}, {"kind": "square", "queries": 100}]
@@ -58,8 +60,7 @@ def test_train_evaluate_rank_restart(start_embedded: Start, tmp_path: Path) -> N
     assert ends(client, again.id)["result"]["stages"][1]["accuracy"] == result["stages"][1]["accuracy"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sign", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sign", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_worker_dies_in_mid_training_and_the_weights_are_the_same(start_embedded: Start, sign: int) -> None:
     process, client = start_embedded()
     undisturbed = client.submit("ikl-at-digits", LONGER).id

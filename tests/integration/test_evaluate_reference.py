@@ -95,7 +95,7 @@ def test_the_standard_version_on_a_converted_checkpoint(norm, eps, resnet, check
     assert 0 < len(left(ours)) < 8
 
 
-VERSIONS = [("standard", "Linf", 0.01)] + [
+VERSIONS = [pytest.param("standard", "Linf", 0.01, marks=pytest.mark.long)] + [
     pytest.param(version, norm, eps, marks=pytest.mark.slow)
     for version in ("standard", "plus", "rand")
     for norm, eps in (("Linf", 0.01), ("L2", 0.12), ("L1", 0.6))

@@ -19,6 +19,8 @@ from dkl.objectives import AWP, LASAT, LASTRADES, PGD
 from dkl.strategy import Reward, Strategy
 from dkl.world import World
 
+pytestmark = pytest.mark.long
+
 STRATEGY = Strategy(
     network=CNN(width=2),
     eps=(0.05, 0.1, 0.2),

@@ -37,7 +37,7 @@ def paths(*more: Path) -> str:
     return os.pathsep.join([str(ROOT), *map(str, more)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_document_is_true(processes: Processes, settings: Settings, installed: Path, tmp_path: Path) -> None:
     """Eight commands that import torch, and two jobs of a service; test_plugin_code covers their parts."""
@@ -55,7 +55,7 @@ MODEL = {"kind": "plugin", "name": "patch-mlp", "arguments": {"width": 16}}
 OBJECTIVE = {"kind": "plugin", "name": "margin-at", "arguments": {}}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_job_goes_to_the_worker_that_has_its_plugin(
     processes: Processes, settings: Settings, installed: Path

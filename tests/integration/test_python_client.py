@@ -24,7 +24,7 @@ from service.settings import Settings
 DOCUMENT = Path(__file__).parents[2] / "docs" / "python-client.md"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_documents_examples_run(
     start_embedded: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

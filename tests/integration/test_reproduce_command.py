@@ -70,6 +70,7 @@ def test_mistakes_get_a_sentence(reproduce: Command, words: list[str], sentence:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("here")
 def test_without_the_data_set_nothing_is_submitted(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
     """It cannot be downloaded either: the proxy is nobody. In a process of its own, as a process remembers its

@@ -19,6 +19,8 @@ from dkl.objectives import AWP, DAJAT, LBGAT, PGD
 from dkl.recipes import Train
 from dkl.world import World
 
+pytestmark = pytest.mark.long
+
 OBJECTIVES: dict[str, LBGAT | DAJAT] = {
     "lbgat": LBGAT(beta=6.0, teacher=CNN(width=3)),
     "dajat": DAJAT(views=2, beta=5.0, consistency=2.0),

@@ -19,6 +19,8 @@ from service.client import Client
 from service.db import connect, migrate
 from service.settings import Settings
 
+pytestmark = pytest.mark.long
+
 SUITE = [{"kind": "apgd-ce", "steps": 20}, {"kind": "square", "queries": 1000}]
 EVALUATION = {"images": 192, "chunk_size": 16, "threat.eps": 0.05, "suite": SUITE}
 NOT_ABOUT_THE_VERDICT = ("seconds", "provenance", "forwards", "backwards", "stages")

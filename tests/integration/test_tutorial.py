@@ -47,7 +47,7 @@ def test_it_is_kept_with_the_outputs_of_a_real_run() -> None:
     assert "/tmp" not in NOTEBOOK.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_it_runs() -> None:
     """About a minute of computing; test_embedded and test_prove cover what it does."""

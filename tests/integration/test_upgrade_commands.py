@@ -93,6 +93,7 @@ def test_an_old_program_refuses_a_newer_database(
     assert not (tmp_path / "b" / "backup.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "worker",
     [
@@ -115,6 +116,7 @@ def test_a_worker_of_another_version_takes_no_job(on_disk: Settings, worker: tup
     assert "newer dkl-bench" in said
 
 
+@pytest.mark.long
 def test_up_after_an_upgrade_just_works(settings: Settings, start_embedded: Start) -> None:
     leave_at(settings, "0003")
     rows = json.loads((Path(__file__).parent.parent / "data" / "old" / "0003.json").read_text())

@@ -17,6 +17,7 @@ from service.client import ServiceError
 from service.client_weights import import_of, judge_of, judge_of_the_zoo
 
 
+@pytest.mark.long
 def test_weights_become_a_checkpoint_that_is_judged(
     start_embedded: Start, dklbench: Command, tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ def test_a_command_without_its_extra_says_what_to_install(
     assert sentence.endswith(f"not installed here: pip install 'dkl-bench[{needs}]'")
 
 
+@pytest.mark.long
 def test_a_host_of_workers_alone_has_its_doctor(ask: Run) -> None:
     said = ask("worker", "doctor", "--json")
     assert not said.stderr

@@ -87,6 +87,7 @@ def test_a_training_draws_its_curve(tmp_path):
     assert "<!-- adversarial, training batches -->" in picture
 
 
+@pytest.mark.long
 def test_judging_what_a_function_here_returns(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import torch\n\n\ndef net():\n    torch.manual_seed(0)\n"
@@ -134,6 +135,7 @@ def test_a_mistake_is_one_sentence(words, expected, tmp_path, monkeypatch, capsy
     assert sentence(subprocess.CompletedProcess(words, code, *capsys.readouterr())).startswith(expected)
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path):
     words = [*SMALL[:2], "epochs=100000", "model.width=2", "--workdir", "work"]
     process = subprocess.Popen(

@@ -60,7 +60,7 @@ for line in sys.stdin.read().splitlines():
 """The documents' commands in one process: importing torch takes longer than most of them."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_the_documents_add_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "dkl", tmp_path / "dkl", ignore=shutil.ignore_patterns("__pycache__"))
     parts = [block for document in DOCUMENTS for block in blocks(document)]

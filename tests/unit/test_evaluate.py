@@ -725,6 +725,7 @@ judge(Evaluate.model_validate_json((folder / "recipe.json").read_text()), cnn(),
 """
 
 
+@pytest.mark.long
 def test_what_kill_9_left_is_gone_on_with(tmp_path):
     model = cnn()
     write_images(tmp_path, model, 20)

@@ -360,9 +360,11 @@ def machine(db: Engine) -> type[LedgerMachine]:
     return type("Machine", (LedgerMachine,), {"db": db})
 
 
-@pytest.mark.parametrize("effort", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_the_ledger_in_arbitrary_order(machine: type[LedgerMachine], db: Engine, effort: int) -> None:
-    examples = effort * (15 if db.dialect.name == "sqlite" else 8)
+@pytest.mark.parametrize(
+    "effort", [0.25, pytest.param(1, marks=pytest.mark.long), pytest.param(8, marks=pytest.mark.slow)]
+)
+def test_the_ledger_in_arbitrary_order(machine: type[LedgerMachine], db: Engine, effort: float) -> None:
+    examples = int(effort * (15 if db.dialect.name == "sqlite" else 8))
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -190,6 +190,7 @@ def outcome(events: list[Event]) -> CorruptionsResult:
     return events[-1].result
 
 
+@pytest.mark.long
 def test_passes_go_on_in_smaller_parts(model: Cramped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = outcome(corrupted(tmp_path, tmp_path / "whole", model))
     monkeypatch.setattr(Cramped, "room", 2)

@@ -66,6 +66,7 @@ def table(library: Path, folder: Path, dataset: str, threat_model: str) -> list[
     ]
 
 
+@pytest.mark.long
 def test_generate_leaderboard_ranks_what_we_write(library: Path, tmp_path: Path) -> None:
     mine = Row(
         entry="0123456789ab",

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from dkl.models import batch_mode, eval_mode
 from dkl.synchronised import synchronise_batch_norms
 
+pytestmark = pytest.mark.long
+
 Found = dict[str, Tensor]
 
 SHAPES = {"1d": (9, 3), "1d-long": (9, 3, 4), "2d": (9, 3, 4, 5), "3d": (9, 3, 2, 3, 2)}

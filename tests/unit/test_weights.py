@@ -59,6 +59,7 @@ def test_loading_draws_no_random_numbers(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.long
 def test_equal_weights_are_equal_bytes_in_every_process(tmp_path):
     _, expected = saved(tmp_path / "model.safetensors")
     script = (
