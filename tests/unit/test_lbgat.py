@@ -229,5 +229,6 @@ def test_what_does_not_go_together_is_refused() -> None:
             read_recipe(document)
 
 
-def test_the_usual_teacher_is_a_resnet_18() -> None:
-    assert LBGAT().teacher == ResNet(depth=18, width=64)
+def test_the_usual_teacher_is_the_authors_resnet_18() -> None:
+    """models/resnetcifar.py of dvlab-research/LBGAT: stages of strides 1, 1, 2 and 2."""
+    assert LBGAT().teacher == ResNet(depth=18, width=64, strided_stages=2)
