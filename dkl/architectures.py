@@ -21,6 +21,9 @@ class ResNet(Document):
     depth: Literal[18, 50] = 18
     width: Count = 64
     """Channels of the first stage, of its bottlenecks for depth 50; published models use 64."""
+    strided_stages: Literal[2, 3] = Field(default=3, exclude_if=lambda value: value == 3)
+    """How many of the four stages, the last ones, begin with stride 2. 3: as usual. 2: maps of 32 x 32 pixels end
+    as 8 x 8 and not as 4 x 4."""
     normalisation: Normalisation | None = Field(default=None, exclude_if=lambda value: value is None)
     """Applied inside: (x - mean) / std, x in [0, 1]; absent: pixels as they are."""
 
@@ -199,7 +202,8 @@ def show_model(model: Model) -> str:
         case CNN():
             return f"CNN-{model.width}"
         case ResNet():
-            return f"ResNet-{model.depth}" + ("" if model.width == 64 else f"-w{model.width}")
+            width = "" if model.width == 64 else f"-w{model.width}"
+            return f"ResNet-{model.depth}{width}" + ("" if model.strided_stages == 3 else "-s2")
         case PreActResNet():
             return f"PreActResNet-{model.depth}" + ("" if model.width == 64 else f"-w{model.width}")
         case WideResNet():

@@ -81,8 +81,8 @@ class Epoch(_Event):
     terms: dict[str, float]
     """What the loss is made of, with its weights: "natural", "kl", "wmse", "soft_ce", ..."""
     clean_accuracy: float | None
-    """On the training batches as they were seen, augmented and while the model changed; absent for pgd-at, which
-    sees no clean images."""
+    """On the training batches as they were seen, augmented and while the model changed; absent for pgd-at and
+    las-at, which see no clean images."""
     adversarial_accuracy: float | None
     """The same on the inner maximisation's images; absent for natural training."""
     teacher_accuracy: float | None = None
@@ -92,6 +92,8 @@ class Epoch(_Event):
     validation_robust_accuracy: float | None
     """The same under PGD at the recipe's full eps; absent for natural training too."""
     eps: float | None
+    """The radius that no adversarial image left; absent where nothing is attacked, and where each image had one of
+    its own and none was cut back to the threat's (las-at and las-trades without `clip_to_threat`)."""
     strategy: StrategyEpoch | None = None
     """How images were attacked; absent where the attack is the same for all."""
     lr: float

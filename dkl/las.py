@@ -184,7 +184,8 @@ class LearntStrategy:
     # --- the rest of the method ---------------------------------------------------------------------------
 
     def eps(self, epoch: int) -> float | None:
-        return self.host.eps(epoch)
+        # Without the cut the largest radius in the strategy's list is the only limit.
+        return self.host.eps(epoch) if self.strategy.clip_to_threat else None
 
     def end_epoch(self) -> StrategyEpoch:
         """What was drawn and earned in the epoch."""

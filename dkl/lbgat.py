@@ -42,11 +42,12 @@ class _Part(NamedTuple):
     """Of the whole batch."""
 
 
-def lbgat_terms(objective: LBGAT, nat_BK: Tensor, adv_BK: Tensor, teacher_BK: Tensor, y_B: Tensor) -> Terms:
-    """The terms of the loss: logits of the robust network for clean and adversarial images, and the teacher's for
-    clean ones."""
+def lbgat_terms(objective: LBGAT, nat_BK: Tensor | None, adv_BK: Tensor, teacher_BK: Tensor, y_B: Tensor) -> Terms:
+    """The terms of the loss: logits of the robust network for clean images, which beta 0 does without, and for
+    adversarial ones, and the teacher's for clean ones."""
     terms = {"boundary": losses.boundary(adv_BK, teacher_BK), "teacher": cross_entropy(teacher_BK, y_B)}
     if objective.beta:
+        assert nat_BK is not None
         terms["kl"] = objective.beta * losses.kl(nat_BK, adv_BK)
     return terms
 
@@ -81,7 +82,10 @@ class BoundaryGuided:
         with first, self._perturbed(network, portions, shown.epoch):
             optimizer.zero_grad()
             for part in portions:
-                adv_BK, nat_BK = network.forward(part.x_adv_BCHW), network.forward(part.x_BCHW)
+                adv_BK = network.forward(part.x_adv_BCHW)
+                # With beta 0 it moves running statistics and is counted; no gradient comes back through it.
+                with torch.set_grad_enabled(self.objective.beta > 0):
+                    nat_BK = network.forward(part.x_BCHW)
                 teacher_BK = self._ask_teacher(part.x_BCHW)
                 terms = lbgat_terms(self.objective, nat_BK, adv_BK, teacher_BK, part.y_B)
                 loss = sum(terms.values(), start=adv_BK.new_zeros(()))
@@ -119,7 +123,9 @@ class BoundaryGuided:
         """The part's share of the loss, as the robust network's weights decide it."""
         with torch.no_grad(), batch_mode(self.teacher):
             teacher_BK = self._ask_teacher(part.x_BCHW)
-        adv_BK, nat_BK = network.forward(part.x_adv_BCHW), network.forward(part.x_BCHW)
+        adv_BK = network.forward(part.x_adv_BCHW)
+        # Running statistics stay as they are in here, so beta 0 leaves the clean pass nothing to do.
+        nat_BK = network.forward(part.x_BCHW) if self.objective.beta else None
         terms = lbgat_terms(self.objective, nat_BK, adv_BK, teacher_BK, part.y_B)
         return part.share * sum(terms.values(), start=adv_BK.new_zeros(()))
 

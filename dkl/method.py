@@ -36,7 +36,8 @@ class Method(Protocol):
         """Move the weights once. FloatingPointError instead of the step where the loss is not finite."""
 
     def eps(self, epoch: int) -> float | None:
-        """The radius that is trained against in this epoch."""
+        """The radius that no adversarial image of this epoch leaves; None where nothing is attacked, and where
+        each image has one of its own and none is cut back to the threat's."""
 
     def end_epoch(self) -> StrategyEpoch | None:
         """What the epoch was like beside its losses and accuracies, where strategies are learnt."""

@@ -97,7 +97,8 @@ class LBGAT(Document):
 
     kind: Literal["lbgat"] = "lbgat"
     beta: NonNegative = 0.0
-    teacher: Model = ResNet()
+    teacher: Model = ResNet(strided_stages=2)
+    """Its default is the ResNet18_cifar of the authors' code, dvlab-research/LBGAT, models/resnetcifar.py."""
 
 
 class DAJAT(Document):

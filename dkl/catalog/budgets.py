@@ -30,7 +30,8 @@ class Cut:
     companion: Model | None = None
     """The network that learns beside the model, LBGAT's teacher or the strategy of LAS; None: as published."""
     strategy_every: int | None = None
-    """Of LAS: the strategy learns in one of so many updates, faster; None: as often per training as published."""
+    """Of LAS: the strategy learns in one of so many updates, faster; None: as often per training as published,
+    where that can be done, and at most once per update."""
 
     def overrides(self, recipe: Train) -> dict[str, Any]:
         """Of `recipe`, an adversarial training as published."""
@@ -75,8 +76,9 @@ class Cut:
                 return {}
 
     def _strategy(self, recipe: Train, learnt: LASAT | LASTRADES) -> dict[str, Any]:
-        """Its choices are cut like the attack. It learns as often per training as published, or, where updates are
-        few, at the pace of the recipes on digits, which takes hundreds of updates for tens of thousands."""
+        """Its choices are cut like the attack. It learns as often per training as published, where that can be
+        done, and at most once per update; or, where updates are few, at the pace of the recipes on digits, which
+        takes hundreds of updates for tens of thousands."""
         strategy, changed = learnt.strategy, dict[str, Any]()
         if self.companion is not None:
             changed["network"] = self.companion.model_dump(mode="json")
@@ -153,8 +155,9 @@ BUDGETS: dict[str, Budget] = {
             "tiny",
             about=(
                 "WRN-10-1, the first 2,000 training images of CIFAR-10, 8 epochs of batches of 64, at most five "
-                f"attack steps: within an hour on two CPU cores. {_SAME}, with ten attack steps cut to five that "
-                "come as far. AutoAttack standard, audited, on the first 300 test images; one seed."
+                "attack steps, where they are learnt at most eight: within an hour on two CPU cores. "
+                f"{_SAME}, with ten attack steps cut to five that come as far, and learnt ones likewise. "
+                "AutoAttack standard, audited, on the first 300 test images; one seed."
             ),
             can_say=(
                 "Whether each method trains as it should, and large differences: two rows whose intervals are "

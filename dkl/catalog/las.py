@@ -1,7 +1,8 @@
 """LAS-AT, LAS-TRADES and LAS-AWP: attack strategies that are learnt (arXiv:2203.06616). No torch.
 
 "LAS-AT" in the tables of the IKL-AT paper is LAS-AWP. The authors' code carries no licence: the recipes are made
-of formulas and settings, and what is not known of these is said in the descriptions.
+of formulas and settings, and what was chosen here instead is said in the descriptions. The lists that strategies
+choose from are those of the commands in the README of jiaxiaojunQAQ/LAS-AT, commit ee756b7.
 """
 
 from typing import Literal
@@ -59,23 +60,37 @@ def _trained(
     )
 
 
+def _levels(first: int, last: int) -> tuple[float, ...]:
+    """From `first` / 255 to `last` / 255."""
+    return tuple(level / 255 for level in range(first, last + 1))
+
+
 def _las_at(dataset: _Cifar) -> Train:
-    objective = LASAT(label_smoothing=_SMOOTHING[dataset])
+    strategy = Strategy(
+        eps=_levels(3, 15), steps=tuple(range(3, 15 if dataset == "cifar10" else 13)), step_sizes=_levels(1, 5)
+    )
+    objective = LASAT(label_smoothing=_SMOOTHING[dataset], strategy=strategy)
     return _trained(dataset, WRN_34_10, objective, epochs=110, decays=(99, 104))
 
 
 def _las_trades(dataset: _Cifar) -> Train:
-    reward = Reward(robust=8.0, clean=4.0 if dataset == "cifar10" else 2.0)
-    objective = LASTRADES(strategy=Strategy(every=1, reward=reward))
+    strategy = Strategy(
+        eps=_levels(5, 9 if dataset == "cifar10" else 10),
+        steps=tuple(range(7, 15)),
+        step_sizes=_levels(2, 4),
+        every=1,
+        reward=Reward(robust=8.0, clean=4.0 if dataset == "cifar10" else 2.0),
+    )
+    objective = LASTRADES(betas=(5.0, 6.0, 7.0, 8.0, 9.0), strategy=strategy)
     return _trained(dataset, WRN_34_10, objective, epochs=100, decays=(75, 90))
 
 
 def _las_awp(dataset: _Cifar, model: Model = WRN_34_10) -> Train:
     """Wider radii and more steps, but images cut back to 8/255; weights perturbed as in AT-AWP."""
     strategy = Strategy(
-        eps=tuple(levels / 255 for levels in range(7, 16)),
-        steps=tuple(range(8, 17)),
-        step_sizes=tuple(levels / 255 for levels in range(2, 6)),
+        eps=_levels(7, 15),
+        steps=tuple(range(8, 17 if dataset == "cifar10" else 16)),
+        step_sizes=_levels(2, 5),
         clip_to_threat=True,
         every=1 if dataset == "cifar10" else 10,
         reward=Reward(robust=1.0, clean=1.0) if dataset == "cifar10" else Reward(),
@@ -84,14 +99,14 @@ def _las_awp(dataset: _Cifar, model: Model = WRN_34_10) -> Train:
     return _trained(dataset, model, LASAT(strategy=strategy), epochs=200, decays=(101, 151), awp=awp)
 
 
-_UNKNOWN = (
-    "Not known of the original, and chosen here: the strategy's optimiser (Adam), what batch norms do while "
+_CHOSEN_HERE = (
+    "Not taken from the original, and chosen here: the strategy's optimiser (Adam), what batch norms do while "
     "attacking (eval mode), where the loss in its reward is cut (5), augmentation and weight decay (5e-4), and "
     "its epoch (the best on held-out training images)."
 )
 _AWP_ABOUT = (
-    "LAS-AWP, which the IKL-AT paper calls LAS-AT: learnt attack strategies with AWP. When AWP begins is not "
-    f"known either; here it is with the first epoch, as in AT-AWP. {_UNKNOWN}"
+    "LAS-AWP, which the IKL-AT paper calls LAS-AT: learnt attack strategies with AWP, from the first epoch on "
+    f"as in AT-AWP. {_CHOSEN_HERE}"
 )
 _AS_LAS_AWP = "RobustBench calls it LAS-AT and does not say which of the three; it is taken to be LAS-AWP."
 _NO_NUMBER = "No number for it was found in a source that could be read."
@@ -99,21 +114,19 @@ _NO_NUMBER = "No number for it was found in a source that could be read."
 _PUBLISHED: dict[str, Named] = {
     "las-at-cifar10-wrn-34-10": Named(
         _las_at("cifar10"),
-        f"LAS-AT: PGD-AT with learnt attack strategies, the label's probability 0.7. {_NO_NUMBER} {_UNKNOWN}",
+        f"LAS-AT: PGD-AT with learnt attack strategies, the label's probability 0.7. {_NO_NUMBER} {_CHOSEN_HERE}",
     ),
     "las-at-cifar100-wrn-34-10": Named(
         _las_at("cifar100"),
-        f"LAS-AT: PGD-AT with learnt attack strategies, the label's probability 0.6. {_NO_NUMBER} {_UNKNOWN}",
+        f"LAS-AT: PGD-AT with learnt attack strategies, the label's probability 0.6. {_NO_NUMBER} {_CHOSEN_HERE}",
     ),
     "las-trades-cifar10-wrn-34-10": Named(
         _las_trades("cifar10"),
-        "LAS-TRADES: TRADES with learnt attack strategies and betas; its other choices are taken to be LAS-AT's. "
-        f"{_NO_NUMBER} {_UNKNOWN}",
+        f"LAS-TRADES: TRADES with learnt attack strategies and betas. {_NO_NUMBER} {_CHOSEN_HERE}",
     ),
     "las-trades-cifar100-wrn-34-10": Named(
         _las_trades("cifar100"),
-        "LAS-TRADES: TRADES with learnt attack strategies and betas; its other choices are taken to be LAS-AT's. "
-        f"{_NO_NUMBER} {_UNKNOWN}",
+        f"LAS-TRADES: TRADES with learnt attack strategies and betas. {_NO_NUMBER} {_CHOSEN_HERE}",
     ),
     "las-awp-cifar10-wrn-34-10": Named(
         _las_awp("cifar10"),

@@ -102,13 +102,17 @@ _WU: dict[str, Named] = {
 
 COSINE = SGD(lr=0.2, weight_decay=5e-4, schedule=Cosine(from_full=True))
 SINCE_THREE_QUARTERS = StepEMA(decay=0.9996, start=0.75, ramp=False, statistics="averaged")
+"""Of 110 epochs from the middle of epoch 83 on. train_DAJAT.py of val-iisc/DAJAT has (150 * 110) // 200 = 82, so
+averages from the beginning of epoch 83; the file that its run.sh judges was averaged from that of epoch 84."""
+
 BETA: dict[tuple[Cifar, str], float] = {
     ("cifar10", "resnet"): 11.0,
     ("cifar10", "wide-resnet"): 10.0,
     ("cifar100", "resnet"): 9.0,
     ("cifar100", "wide-resnet"): 9.0,
 }
-"""DAJAT's; ACAT's are not published."""
+"""DAJAT's. ACAT's are not stated reliably: run.sh of val-iisc/DAJAT has the defaults of ResNet-18 on CIFAR-10 for
+both networks and data sets, and the README's command ends with --beta and no number."""
 
 SMOOTHING: dict[Cifar, float] = {"cifar10": 0.0, "cifar100": 0.1 * 100 / 99}
 """The original gives 0.1 to the other 99 classes; here it is what all classes get alike."""
@@ -130,7 +134,7 @@ def _acat(dataset: Cifar, model: ResNet | WideResNet) -> Train:
     )
 
 
-_ACAT_ABOUT = "ACAT: TRADES-AWP with two attack steps. Its beta is not published; it is DAJAT's default."
+_ACAT_ABOUT = "ACAT: TRADES-AWP with two attack steps. Its beta is not stated reliably; it is DAJAT's default."
 
 _ACAT: dict[str, Named] = {
     "acat-cifar10-resnet-18": Named(_acat("cifar10", ResNet()), _ACAT_ABOUT, Published(0.8241, 0.4980, *DAJAT)),

@@ -38,7 +38,8 @@ def build(model: architectures.Model, *, channels: int, classes: int) -> nn.Modu
         case architectures.CNN():
             return CNN(channels, classes, model.width)
         case architectures.ResNet():
-            return ResNet(channels, classes, model.depth, model.width, model.normalisation)
+            strided = model.strided_stages
+            return ResNet(channels, classes, model.depth, model.width, strided, model.normalisation)
         case architectures.PreActResNet():
             return PreActResNet(channels, classes, model.width, model.normalisation)
         case architectures.WideResNet():

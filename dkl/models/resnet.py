@@ -78,7 +78,13 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, channels: int, classes: int, depth: int, width: int, normalisation: Normalisation | None
+        self,
+        channels: int,
+        classes: int,
+        depth: int,
+        width: int,
+        strided_stages: int,
+        normalisation: Normalisation | None,
     ) -> None:
         super().__init__()
         block, blocks, grown = {18: (_PostActBlock, (2, 2, 2, 2), 1), 50: (_Bottleneck, (3, 4, 6, 3), 4)}[depth]
@@ -87,7 +93,7 @@ class ResNet(nn.Module):
         self.conv1 = layers.conv3x3(channels, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = layers.stage(block, width, out[0], 1, blocks=blocks[0])
-        self.layer2 = layers.stage(block, out[0], out[1], 2, blocks=blocks[1])
+        self.layer2 = layers.stage(block, out[0], out[1], strided_stages - 1, blocks=blocks[1])
         self.layer3 = layers.stage(block, out[1], out[2], 2, blocks=blocks[2])
         self.layer4 = layers.stage(block, out[2], out[3], 2, blocks=blocks[3])
         self.linear = nn.Linear(out[3], classes)

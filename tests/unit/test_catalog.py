@@ -254,6 +254,36 @@ def test_learning_rates_are_those_of_the_originals(name: str, rates: dict[int, f
     assert found == pytest.approx(rates, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "radii", "steps", "step_sizes"),
+    [
+        ("las-at-cifar10-wrn-34-10", (3, 15), (3, 14), (1, 5)),
+        ("las-at-cifar100-wrn-34-10", (3, 15), (3, 12), (1, 5)),
+        ("las-trades-cifar10-wrn-34-10", (5, 9), (7, 14), (2, 4)),
+        ("las-trades-cifar100-wrn-34-10", (5, 10), (7, 14), (2, 4)),
+        ("las-awp-cifar10-wrn-34-10", (7, 15), (8, 16), (2, 5)),
+        ("las-awp-cifar10-wrn-70-16", (7, 15), (8, 16), (2, 5)),
+        ("las-awp-cifar100-wrn-34-10", (7, 15), (8, 15), (2, 5)),
+        ("las-awp-cifar100-wrn-34-20", (7, 15), (8, 15), (2, 5)),
+    ],
+)
+def test_strategies_choose_from_the_lists_of_the_authors_commands(
+    name: str, radii: tuple[int, int], steps: tuple[int, int], step_sizes: tuple[int, int]
+) -> None:
+    """First and last, pixels in 1/255: README of jiaxiaojunQAQ/LAS-AT, commit ee756b7; it has all in between."""
+    objective = TRAINED[name].objective
+    assert isinstance(objective, LASAT | LASTRADES)
+
+    def listed(ends: tuple[int, int]) -> list[int]:
+        return list(range(ends[0], ends[1] + 1))
+
+    assert [255 * eps for eps in objective.strategy.eps] == pytest.approx(listed(radii))
+    assert list(objective.strategy.steps) == listed(steps)
+    assert [255 * size for size in objective.strategy.step_sizes] == pytest.approx(listed(step_sizes))
+    if isinstance(objective, LASTRADES):
+        assert list(objective.betas) == listed((5, 9))
+
+
 def test_label_smoothing_of_acat_gives_a_tenth_to_the_other_classes() -> None:
     """The original: 0.9 to the label, 0.1 / 99 to each other class. Ours: everybody gets smoothing / 100."""
     objective = TRAINED["acat-cifar100-wrn-34-10"].objective
@@ -328,7 +358,7 @@ def test_what_is_unknown_about_generated_data_is_said(name: str) -> None:
         ("gkl-at-cifar10-wrn-34-10-gamma02", "missing line continuation"),
         ("acat-cifar10-wrn-34-10", "82.41"),
         ("acat-cifar100-wrn-34-10", "DAJAT, another method"),
-        ("acat-cifar10-resnet-18", "beta is not published"),
+        ("acat-cifar10-resnet-18", "beta is not stated reliably"),
         ("lbgat-cifar100-wrn-34-10-beta6", "62.31"),
         ("lbgat-cifar100-wrn-34-10-beta0", "100 epochs and publishes about the 92nd"),
         ("lbgat-cifar10-wrn-34-10-beta0", "Only the CIFAR-100 script"),

@@ -149,6 +149,25 @@ def test_updates_are_those_of_the_formulas(beta: float, awp: AWP | None) -> None
     torch.testing.assert_close(method.teacher.state_dict(), other.teacher.state_dict(), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize(("beta", "search", "step"), [(0.0, [True], [True, False]), (6.0, [True] * 2, [True] * 2)])
+def test_with_beta_0_no_gradient_is_kept_of_clean_images(
+    beta: float, search: list[bool], step: list[bool]
+) -> None:
+    """In the step they still move running statistics; in AWP's search they have nothing to do at all."""
+    asked = recipe(objective=LBGAT(beta=beta, teacher=CNN(width=3)), awp=AWP(gamma=0.05, first_epoch=1))
+    method, model, optimizer = met(asked)
+    passes: list[bool] = []
+
+    def forward(x_BCHW: Tensor) -> Tensor:
+        logits_BK = model(x_BCHW)
+        if model.training:  # not while attacking
+            passes.append(logits_BK.requires_grad)
+        return logits_BK
+
+    method.update(Network(model, forward, forward), optimizer, shown(0), micro_batch=None)
+    assert passes == search + step
+
+
 def test_a_batch_in_parts_moves_both_networks_as_the_whole_does() -> None:
     """Without batch norms, which see the parts."""
     found = []
@@ -210,5 +229,6 @@ def test_what_does_not_go_together_is_refused() -> None:
             read_recipe(document)
 
 
-def test_the_usual_teacher_is_a_resnet_18() -> None:
-    assert LBGAT().teacher == ResNet(depth=18, width=64)
+def test_the_usual_teacher_is_the_authors_resnet_18() -> None:
+    """models/resnetcifar.py of dvlab-research/LBGAT: stages of strides 1, 1, 2 and 2."""
+    assert LBGAT().teacher == ResNet(depth=18, width=64, strided_stages=2)

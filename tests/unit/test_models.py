@@ -39,6 +39,7 @@ SMALL = [
     CNN(width=4),
     ResNet(width=4),
     ResNet(depth=50, width=4),
+    ResNet(width=4, strided_stages=2),
     PreActResNet(width=4),
     WideResNet(depth=10, width=1),
     SWISH,
@@ -64,6 +65,7 @@ def parameters(model: architectures.Model, classes: int) -> int:
         (SwishWideResNet(depth=28, width=10, normalisation=CIFAR10), 10, 36_479_194),
         (SwishWideResNet(depth=70, width=16, normalisation=CIFAR10), 10, 266_796_506),
         (ResNet(), 10, 11_173_962),
+        (ResNet(strided_stages=2), 10, 11_173_962),  # strides have no parameters
         (PreActResNet(), 10, 11_172_170),  # 11,171,146 without the last batch norm
         (TimmModel(name="resnet50"), 1000, 25_557_032),
         # Distillation papers print these in millions.
@@ -116,6 +118,8 @@ def test_an_image_that_is_too_small_is_refused(model):
     [
         (ResNet(), "ResNet-18"),
         (ResNet(depth=50), "ResNet-50"),
+        (ResNet(strided_stages=2), "ResNet-18-s2"),
+        (ResNet(width=32, strided_stages=2), "ResNet-18-w32-s2"),
         (ThinResNet(depth=20), "resnet20"),
         (ThinResNet(depth=8, width=4), "resnet8x4"),
         (VGG(depth=8), "vgg8"),
@@ -137,6 +141,18 @@ def test_a_resnet_without_normalisation_is_written_as_ever():
     assert ResNet().model_dump(mode="json") == {"kind": "resnet", "depth": 18, "width": 64}
     normalised = ResNet(depth=50, normalisation=CIFAR100)
     assert ResNet(**normalised.model_dump(mode="json")) == normalised
+
+
+def test_a_resnet_with_the_usual_strides_is_written_as_ever():
+    less_strided = ResNet(strided_stages=2)
+    assert ResNet(strided_stages=3) == ResNet()
+    assert less_strided.model_dump(mode="json") == {
+        "kind": "resnet",
+        "depth": 18,
+        "width": 64,
+        "strided_stages": 2,
+    }
+    assert ResNet(**less_strided.model_dump(mode="json")) == less_strided
 
 
 # --- against published code -------------------------------------------------------------------------------

@@ -113,6 +113,10 @@ def test_what_is_stated_in_epochs_shrinks_with_them() -> None:
     assert [objective.strategy.every for objective in learnt.values()] == [20, 5, 5]  # type: ignore[union-attr]
     assert learnt["small"].strategy.steps == learnt["full"].strategy.steps  # type: ignore[union-attr]
     assert learnt["tiny"].strategy.steps == (2, 3, 4, 5, 6, 7)  # type: ignore[union-attr]
+    steps = {one.row.method: one.recipe.objective.strategy.steps for one in study("2-tiny").rows
+             if isinstance(one.recipe.objective, LASAT | LASTRADES)}  # fmt: skip
+    assert steps == {"LAS-AWP": (4, 5, 6, 7, 8), "LAS-AT": (2, 3, 4, 5, 6), "LAS-TRADES": (4, 5, 6, 7)}
+    assert row("3-small", "LAS-TRADES").recipe.objective.strategy.every == 1  # type: ignore[union-attr]
     dajat = row("3-tiny", "DAJAT").recipe.objective
     assert isinstance(dajat, DAJAT)
     assert dajat.views == 3

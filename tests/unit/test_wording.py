@@ -7,9 +7,9 @@ from service.wording import fields
 def test_pixels_read_as_papers_write_them() -> None:
     found = dict(fields(resolve("las-trades-cifar10-wrn-34-10", {}).model_dump(mode="json")))
     assert found["threat.eps"] == "8/255"
-    assert found["objective.strategy.eps"].startswith("3/255, 4/255, ")
-    assert found["objective.strategy.step_sizes"] == "1/255, 2/255, 3/255, 4/255, 5/255"
-    assert found["objective.strategy.steps"].startswith("3, 4, 5, ")
+    assert found["objective.strategy.eps"].startswith("5/255, 6/255, ")
+    assert found["objective.strategy.step_sizes"] == "2/255, 3/255, 4/255"
+    assert found["objective.strategy.steps"].startswith("7, 8, 9, ")
     assert found["epochs"] == "100"
 
 
