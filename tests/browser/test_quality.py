@@ -302,6 +302,7 @@ def http(site: story.Site, session: Any) -> Iterator[httpx2.Client]:
         yield client
 
 
+@pytest.mark.long
 def test_links_lead_somewhere(http: httpx2.Client, ids: dict[str, str]) -> None:
     """One link of every shape: what differs by an id, or by the value of a parameter, is taken for the same."""
     assert _dangling(http, ids, _shape) == []

@@ -45,6 +45,7 @@ def row(page: Page, worker: Description) -> Locator:
     return page.locator(f"tr[data-worker='{worker.name}']")
 
 
+@pytest.mark.long
 def test_it_follows_the_workers(empty_site: story.Site, page: Page) -> None:
     claim = hire(empty_site)
     page.goto(f"{empty_site.url}/workers")
