@@ -29,6 +29,7 @@ DONE = Finished(result=story.training_result(RECIPE, 0.93))
 # --- the list ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_jobs_list_follows_the_ledger(site: story.Site, page: Page, running: tuple[Job, claims.Claim]) -> None:
     job, claim = running
     waiting = jobs.create(site.db, story.resolve("autoattack-digits-linf", {"model.job": job.id}))
@@ -338,6 +339,7 @@ def test_what_was_adjusted_is_in_the_history_at_once(
     expect(page.locator("#history li.adjusted")).to_contain_text(story.ADJUSTED.sentence)
 
 
+@pytest.mark.long
 def test_a_broken_stream_goes_on(site: story.Site, new_page: NewPage, running: tuple[Job, claims.Claim]) -> None:
     job, claim = running
     page = new_page(expected="Failed to load resource")
@@ -369,6 +371,7 @@ def rows(page: Page) -> list[list[str]]:
     return [[stage.locator(cell).inner_text().split("\n")[0] for cell in cells] for stage in stages]
 
 
+@pytest.mark.long
 def test_the_waterfall_falls_batch_by_batch(
     site: story.Site, page: Page, judging: tuple[Job, claims.Claim]
 ) -> None:

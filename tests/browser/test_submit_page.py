@@ -164,6 +164,7 @@ def test_an_evaluation_is_put_together(site: story.Site, page: Page) -> None:
     assert changes(page) == {"model.job": model, "suite": [{"kind": "square", "queries": 7, "restarts": 1}]}
 
 
+@pytest.mark.long
 def test_typing_goes_on_while_the_service_checks(empty_site: story.Site, page: Page) -> None:
     page.goto(f"{empty_site.url}/submit?recipe=ikl-at-digits")
     page.get_by_text("Scheduling", exact=True).click()

@@ -152,6 +152,7 @@ def test_what_the_service_says_against_it_is_shown(
     expect(page.locator("#phase")).to_have_text("It is here")
 
 
+@pytest.mark.long
 def test_too_many_requests_are_waited_for(empty_site: story.Site, new_page: NewPage, weights: Path) -> None:
     page = new_page(expected="Failed to load resource")
     page.goto(f"{empty_site.url}/submit/upload")

@@ -95,12 +95,17 @@ def of_job(rows: dict[str, Any], job_id: str) -> list[dict[str, Any]]:
     ("source", "destination"),
     [
         (("sqlite", "folder"), ("sqlite", "folder")),
-        (("sqlite", "folder"), ("postgresql", "folder")),
-        (("postgresql", "folder"), ("sqlite", "folder")),
-        (("postgresql", "folder"), ("postgresql", "folder")),
         (("sqlite", "folder"), ("postgresql", "bucket")),
         (("postgresql", "bucket"), ("sqlite", "folder")),
-        (("sqlite", "bucket"), ("sqlite", "bucket")),
+        *(
+            pytest.param(*pair, marks=pytest.mark.long)
+            for pair in (
+                (("sqlite", "folder"), ("postgresql", "folder")),
+                (("postgresql", "folder"), ("sqlite", "folder")),
+                (("postgresql", "folder"), ("postgresql", "folder")),
+                (("sqlite", "bucket"), ("sqlite", "bucket")),
+            )
+        ),
     ],
     ids="-".join,
 )

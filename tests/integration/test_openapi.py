@@ -113,7 +113,8 @@ GOOD, BAD = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 @pytest.mark.parametrize(
     ("mode", "caller"),
     [
-        *((GOOD, SUBMIT), (BAD, ADMIN)),
+        (GOOD, SUBMIT),
+        pytest.param(BAD, ADMIN, marks=pytest.mark.long),
         *(pytest.param(GOOD, caller, marks=pytest.mark.slow) for caller in (WITHOUT, READ, ADMIN)),
         *(pytest.param(BAD, caller, marks=pytest.mark.slow) for caller in (WITHOUT, READ, SUBMIT)),
     ],

@@ -150,6 +150,7 @@ def test_doctor_says_when_the_last_backup_was_made(settings: Settings, tmp_path:
     here.db.dispose()
 
 
+@pytest.mark.long
 def test_doctor_tells_what_the_last_backup_does_not_have(settings: Settings, tmp_path: Path) -> None:
     here = Installation.at(settings)
     contents = furnish(here, tmp_path)

@@ -95,6 +95,7 @@ def test_fewer_images_at_once_change_nothing_but_what_is_said(
     assert 1 < len(batches(whole)[-1].images) < 16
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("room", [1, 2])
 def test_the_classes_that_an_attack_aims_at_may_come_one_after_the_other(
     room: int, model: Cramped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +146,7 @@ def test_pyautoattack_sees_fewer_images_at_once(
     assert 0 < result(events).robust_accuracy < 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["dkl", "pyautoattack"])
 def test_one_image_that_does_not_fit_is_the_end(
     engine: str, model: Cramped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
