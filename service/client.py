@@ -41,7 +41,7 @@ class Client:
     def answers(self) -> bool:
         """Whether there is a dkl-bench service at the address."""
         try:
-            return bool(self._connection.json("GET", "/livez") == {"status": "ok"})
+            return bool(self._connection.json("GET", "/livez", timeout=5) == {"status": "ok"})
         except ServiceError:
             return False
 

@@ -5,6 +5,7 @@ What is in the ledger already is not run again: the service says of every row ho
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,23 +48,27 @@ def reproduce(
     ] = False,
     url: Url = None,
 ) -> None:
-    """Run every method of a table of the paper at one budget, and print published beside measured.
+    """Run a table of the paper, and further rivals, at one budget, and print published beside measured.
     Rows that are finished are not run again; Ctrl-C and a second call go on where the first one was."""
     from service.client_http import NoServiceError
 
     asked = study_name(table, budget)
     _require_rows(asked, only or [])
     _require_svg(plot)
+    run = partial(_reproduce, name=asked, only=only or [], plot=plot, as_json=as_json)
     try:
-        while True:
-            with _service(url, asked, up=up) as (client, is_ours):
+        with client_of(url) as client:
+            if not up or url is not None:
+                run(client)
+                return
+            if client.answers():
                 try:
-                    _reproduce(client, asked, only or [], plot, as_json=as_json, is_ours=is_ours)
+                    run(client)
                     return
-                except NoServiceError:
-                    if not up or is_ours or url is not None:
-                        raise
-                    note("the service has gone; going on without it")
+                except NoServiceError as error:
+                    note(f"{escape(str(error))}; going on without it")
+        with _own_service(asked) as own:
+            run(own, is_ours=True)
     except KeyboardInterrupt:
         note("interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
@@ -99,22 +104,16 @@ def _require_rows(name: str, only: Sequence[str]) -> None:
 
 
 @contextmanager
-def _service(url: str | None, name: str, *, up: bool) -> Iterator[tuple["Client", bool]]:
-    """A client of the service that answers, or, with `up` and no address given, of one that runs as long as the
-    context; and whether it is that one."""
-    from dkl.catalog.studies import study
-    from service.settings import settings
-
-    with client_of(url) as client:
-        if not up or url is not None or client.answers():
-            yield client, False
-            return
+def _own_service(name: str) -> Iterator["Client"]:
+    """A client of a service that runs as long as the context."""
     import logging
 
+    from dkl.catalog.studies import study
     from service import logs
     from service.client import Client
     from service.commands_service import served
     from service.embedded import free_port
+    from service.settings import settings
 
     chosen = settings().model_copy(update={"host": "127.0.0.1"})
     chosen = chosen.model_copy(update={"port": free_port(chosen)})
@@ -123,7 +122,7 @@ def _service(url: str | None, name: str, *, up: bool) -> Iterator[tuple["Client"
     address = f"http://127.0.0.1:{chosen.port}"
     with served(chosen), Client(address, chosen.key.get_secret_value()) as client:
         note(f"no service answered, so this is one: {address}, data in {escape(str(chosen.data_dir))}")
-        yield client, True
+        yield client
 
 
 def _require_data(chosen: "Settings", dataset: str) -> None:
@@ -139,7 +138,7 @@ def _require_data(chosen: "Settings", dataset: str) -> None:
 
 
 def _reproduce(
-    client: "Client", name: str, only: Sequence[str], plot: Path | None, *, as_json: bool, is_ours: bool
+    client: "Client", name: str, only: Sequence[str], plot: Path | None, as_json: bool, is_ours: bool = False
 ) -> None:
     from service.client_http import ServiceError
     from service.study_run import StudyRun, chosen
@@ -149,6 +148,7 @@ def _reproduce(
     note(f"watch it at {escape(client.url)}/studies/{name}")
     found = _followed(run, name, only)
     rows = chosen(found, only)
+    sentences = _failures(client, run, rows)
     if as_json:
         show_json(found)
     else:
@@ -157,7 +157,7 @@ def _reproduce(
         say(f"{where} {'' if is_ours else escape(client.url)}/studies/{name}")
     if plot is not None:
         _draw(found, plot)
-    if sentences := _failures(client, run, rows):
+    if sentences:
         raise ServiceError("; ".join(sentences))
 
 

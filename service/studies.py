@@ -89,13 +89,15 @@ class _Jobs:
         self._evaluations = _grouped(evaluations, "parent_id")
 
     def of(self, planned: Planned) -> tuple[Job | None, Job | None]:
-        """The row's training and the evaluation of its model: of several, those that are furthest, the newest."""
+        """The row's training and the evaluation of its model: of several, those that are furthest, the newest.
+        What is on its way to a number is further than what got stuck."""
 
         def order(pair: tuple[Job, Job | None]) -> tuple[object, ...]:
             training, evaluation = pair
             is_done = evaluation is not None and evaluation.status == "succeeded"
+            goes_on = evaluation is not None and evaluation.status in {"queued", "running"}
             created = [-job.created_at for job in pair if job is not None]
-            return not is_done, _distance(training), _distance(evaluation), created
+            return not is_done, not goes_on, _distance(training), _distance(evaluation), created
 
         pairs = []
         for training in self._trainings.get(planned.question, []):

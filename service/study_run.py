@@ -2,7 +2,8 @@
 where the service restarts."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from service.client import Client
 from service.client_http import NoServiceError, NotAllowedError, ServiceError
@@ -86,8 +87,9 @@ class StudyRun:
         except NotAllowedError:
             raise
         except ServiceError as error:
-            since = self._waiting.setdefault(recipe, time.monotonic())
-            if not _passes(error) or not (busy or time.monotonic() - since < _PATIENCE_SECONDS):
+            now = time.monotonic()
+            self._waiting[recipe] = since = now if busy else self._waiting.get(recipe, now)
+            if not _passes(error) or (not busy and now - since > _PATIENCE_SECONDS):
                 self.refused[recipe] = str(error)
             return True
         self._waiting.pop(recipe, None)
@@ -124,7 +126,7 @@ class StudyRun:
             self.notes.append(f"{row['method']} is trained anew: {error}")  # its model was given up
             self._submit(row)
 
-    def _resumed(self, job: Row) -> bool:
+    def _resumed(self, job: Mapping[str, Any]) -> bool:
         """Whether the job goes on; not where what it needs is gone, or it is somebody else's."""
         try:
             self._client.job(job["id"]).resume()

@@ -98,6 +98,9 @@ def test_without_a_service(ask: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     recipe = ask("recipes", "trades-digits")["recipes"][0]
     assert (recipe["name"], recipe["kind"], recipe["recipe"]["dataset"]) == ("trades-digits", "train", "digits")
+    [printed] = ask("recipes", "las-awp-cifar10-wrn-34-10")["recipes"]
+    assert printed["published"]["robust_accuracy"] == 0.5552
+    assert [other["robust_accuracy"] for other in printed["also"]] == [0.5552, 0.5626]
     ran = ask("run", "natural-digits", *TINY)
     assert ran["result"]["epochs"] == 1
     assert Path(ran["checkpoint"]).is_file()

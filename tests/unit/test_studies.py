@@ -136,6 +136,24 @@ def test_a_row_at_work_counts_more_than_a_newer_model_that_nobody_judges(db: Eng
     assert found.training.id == training.id
 
 
+@pytest.mark.parametrize("how", ["failed", "canceled"])
+def test_a_new_attempt_counts_more_than_a_model_whose_evaluation_came_to_nothing(db: Engine, how: str) -> None:
+    """As `reproduce` submits it where the old model's files are gone."""
+    training, evaluation = submit(db, "3-tiny", IKL)
+    finish(db, training)
+    if how == "failed":
+        claims.fail(db, run(db, evaluation), "the disk is full")
+    else:
+        jobs.cancel(db, evaluation.id, caller=COMMAND_LINE)
+    assert row(db, "3-tiny", IKL).state == how
+    anew, _ = submit(db, "3-tiny", IKL)
+    found = row(db, "3-tiny", IKL)
+    assert found.training is not None
+    assert (found.state, found.training.id) == ("queued", anew.id)
+    run(db, anew)
+    assert row(db, "3-tiny", IKL).state == "training"
+
+
 def test_of_equals_the_newest_stands_for_the_row(db: Engine) -> None:
     submit(db, "3-tiny", IKL)
     newest, judging = submit(db, "3-tiny", IKL)
