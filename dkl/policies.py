@@ -153,14 +153,16 @@ def _weigh(claimed: Rows, again: Rows | Sequence[int], tally: Tally, eps: float,
     if precision == "float32":
         return  # no rounding explains such claims: whoever refused them has warned
     search = f"the {precision} search at radius {show_pixels(eps)}"
-    which = f"images that {search} took for broken and float32 classifies correctly"
     unseen = np.setdiff1d(claimed, again)
     if seen := len(claimed) - len(unseen):
-        tally.note(f"{which}: {seen}; the whole suite attacked them in float32")
+        tally.note(
+            f"images that {search} took for broken and the verifier refused: {seen}; the suite went on with them "
+            "in float32"
+        )
     if len(unseen):
         tally.warn(
-            f"the verifier refused {which}; of these {len(unseen)} met no attack in float32, so the accuracy may "
-            "be too high"
+            f"the verifier refused images that {search} took for broken: {len(unseen)} of them met no attack in "
+            "float32 afterwards, so the accuracy may be too high"
         )
 
 

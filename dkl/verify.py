@@ -33,13 +33,13 @@ class Verdict(NamedTuple):
     """int64: see `predict`."""
 
     @property
-    def ruly(self) -> Tensor:
+    def admissible(self) -> Tensor:
         """An image that may be claimed at all."""
         return self.allowed & self.finite
 
     @property
     def broken(self) -> Tensor:
-        return self.ruly & self.fooled
+        return self.admissible & self.fooled
 
 
 def verify(model: nn.Module, x_BCHW: Tensor, x_adv_BCHW: Tensor, y_B: Tensor, threat: ThreatModel) -> Verdict:

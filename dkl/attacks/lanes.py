@@ -53,7 +53,7 @@ class Prey:
         self.forwards = torch.zeros_like(y)
         self.backwards = torch.zeros_like(y)
         self.refused = torch.zeros_like(self.standing)
-        self.unruly = torch.zeros_like(self.standing)
+        self.inadmissible = torch.zeros_like(self.standing)
         self.forwards_now = 0
 
     def confirm(self, rows: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class Prey:
         images = self.search.images
         verdict = verify(self.model, images(self.x[rows]), images(x_adv), self.y[rows], self.threat)
         self.refused[rows[~verdict.broken]] = True
-        self.unruly[rows[~verdict.ruly]] = True
+        self.inadmissible[rows[~verdict.admissible]] = True
         return verdict.broken, verdict.predicted
 
     def outcome(self) -> Outcome:
@@ -77,7 +77,7 @@ class Prey:
             forwards=self.forwards,
             backwards=self.backwards,
             rejected=int((self.refused & self.standing).sum()),
-            unruly=int((self.unruly & self.standing).sum()),
+            inadmissible=int((self.inadmissible & self.standing).sum()),
             finite=self.search.finite,
         )
 

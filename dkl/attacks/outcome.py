@@ -32,7 +32,7 @@ class Outcome:
     """Passes that were spent on each image."""
     rejected: int
     """Images that the search took for broken, the verifier never, and that stand."""
-    unruly: int
+    inadmissible: int
     """Of these, how many claims were outside the ball or the pixel range, or had logits that are not finite: no
     rounding of the search explains that."""
     finite: bool

@@ -85,7 +85,7 @@ def _confirmed(
     parts = zip(*(rows.split(at_once) for rows in (x, x_adv, y)), strict=True)
     verdicts = [verify(model, *part, threat) for part in parts]
     broken = claimed & torch.cat([verdict.broken for verdict in verdicts])
-    ruly = torch.cat([verdict.ruly for verdict in verdicts])
+    admissible = torch.cat([verdict.admissible for verdict in verdicts])
     unknown = torch.full_like(y, -1)
     return Outcome(
         x_adv=x_adv,
@@ -99,7 +99,7 @@ def _confirmed(
         forwards=torch.full_like(y, watched.forwards // len(y)),
         backwards=torch.full_like(y, watched.backwards // len(y)),
         rejected=int((claimed & ~broken).sum()),
-        unruly=int((claimed & ~ruly).sum()),
+        inadmissible=int((claimed & ~admissible).sum()),
         finite=watched.finite,
     )
 

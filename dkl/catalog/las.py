@@ -105,8 +105,8 @@ _CHOSEN_HERE = (
     "its epoch (the best on held-out training images)."
 )
 _AWP_ABOUT = (
-    "LAS-AWP, which the IKL-AT paper calls LAS-AT: learnt attack strategies with AWP, from the first epoch on "
-    f"as in AT-AWP. {_CHOSEN_HERE}"
+    "LAS-AWP, which the IKL-AT paper calls LAS-AT: learnt attack strategies with AWP. "
+    f"{_CHOSEN_HERE} So is when AWP begins (with the first epoch, as in AT-AWP)."
 )
 _AS_LAS_AWP = "RobustBench calls it LAS-AT and does not say which of the three; it is taken to be LAS-AWP."
 _NO_NUMBER = "No number for it was found in a source that could be read."

@@ -197,7 +197,7 @@ def test_what_the_verifier_does_not_see_is_not_broken():
     assert finish(attack_on(model, attack)).broken.all()
     outcome = finish(attack_on(Fickle(model.calls - 1), attack))  # the verifier asks last
     assert not outcome.broken.any()
-    assert (outcome.rejected, outcome.unruly) == (5, 0)
+    assert (outcome.rejected, outcome.inadmissible) == (5, 0)
 
 
 # --- stopped -----------------------------------------------------------------------------------------------

@@ -304,7 +304,7 @@ def test_a_search_model_that_lies_breaks_nothing(kind):
     outcome = finish(chase(QUICK[kind], model, x, y, threat, search=search))
     assert not outcome.broken.any()
     assert outcome.rejected == (6 if not kind.startswith("fab") else outcome.rejected)
-    assert outcome.unruly == 0
+    assert outcome.inadmissible == 0
     assert (outcome.step == -1).all()
 
 

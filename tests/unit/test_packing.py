@@ -118,7 +118,7 @@ def outcome(x_adv: torch.Tensor, broken: list[bool]) -> Outcome:
         forwards=torch.zeros(count),
         backwards=torch.zeros(count),
         rejected=0,
-        unruly=0,
+        inadmissible=0,
         finite=True,
     )
 
