@@ -41,6 +41,8 @@ class Training(NamedTuple):
     """Whether a teacher learns along."""
     held_out: bool
     """Whether training images are held out and judged."""
+    limited: bool
+    """Whether an epoch names the radius that no image left."""
     images_per_second: float | None
     """Mean over the epochs."""
     in_levels: bool
@@ -58,6 +60,7 @@ def training_of(job: Job, events: Sequence[JobEvent]) -> Training:
         adversarial=job.recipe.get("threat") is not None,
         taught=any(epoch["teacher_accuracy"] is not None for epoch in epochs),
         held_out=bool(job.recipe.get("validation")),
+        limited=any(epoch["eps"] is not None for epoch in epochs),
         images_per_second=fmean(rates) if rates else None,
         in_levels=job.eps is not None and show_pixels(job.eps).endswith("/255"),
         result={**_RESULT, **job.result} if job.result else None,
