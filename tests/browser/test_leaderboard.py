@@ -233,7 +233,7 @@ def test_every_dot_is_a_link_that_a_keyboard_reaches(site: story.Site, page: Pag
     expect(page).to_have_url(re.compile(r"/entries/[0-9a-f]{12}$"))
 
 
-@pytest.mark.parametrize("results", [1, 60])
+@pytest.mark.parametrize("results", [1, pytest.param(60, marks=pytest.mark.long)])
 def test_the_picture_works_for_few_and_many(empty_site: story.Site, page: Page, results: int) -> None:
     model = story.trained(empty_site.db, "ikl-at-digits", epochs=1)
     for place in range(results):

@@ -160,6 +160,7 @@ def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(
     assert "the same command goes on" in processes.output()
 
 
+@pytest.mark.long
 def test_submit_watch_list_cancel(shared_embedded: tuple[Settings, Client], dklbench: Command) -> None:
     _, client = shared_embedded
     here = ["--url", client.url]
@@ -177,6 +178,7 @@ def test_submit_watch_list_cancel(shared_embedded: tuple[Settings, Client], dklb
     assert "CIFAR-10" in dklbench("leaderboard", "--dataset", "cifar10", *here).stdout
 
 
+@pytest.mark.long
 def test_an_evaluation_is_stopped_and_verified(
     shared_embedded: tuple[Settings, Client], dklbench: Command, tmp_path: Path
 ) -> None:

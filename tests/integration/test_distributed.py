@@ -35,6 +35,7 @@ from dkl.updates import Batch, Plan, goes_adversarial_first, update
 from dkl.weights import load_state
 from dkl.world import World
 
+pytestmark = pytest.mark.long
 LINF = ThreatModel(norm="Linf", eps=0.1)
 L2 = ThreatModel(norm="L2", eps=0.5)
 
@@ -269,7 +270,6 @@ from pathlib import Path
 from dkl.distributed import run_distributed
 from dkl.recipes import Train
 
-pytestmark = pytest.mark.long
 recipe, workdir, data_dir = sys.stdin.read(), Path(sys.argv[1]), Path(sys.argv[2])
 for event in run_distributed(Train.model_validate_json(recipe), workdir, device="cpu", data_dir=data_dir):
     time.sleep(0.5)  # the next ones are waiting to be read

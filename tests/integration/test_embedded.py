@@ -60,7 +60,7 @@ def test_train_evaluate_rank_restart(start_embedded: Start, tmp_path: Path) -> N
     assert ends(client, again.id)["result"]["stages"][1]["accuracy"] == result["stages"][1]["accuracy"]
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_dies_in_mid_training_and_the_weights_are_the_same(start_embedded: Start, sign: int) -> None:
     process, client = start_embedded()
     undisturbed = client.submit("ikl-at-digits", LONGER).id

@@ -239,6 +239,7 @@ def ready_as_it_is(browser: Browser, name: str) -> None:
     assert json.loads(part(checked, "changes") or "{}") == asked
 
 
+@pytest.mark.long
 def test_recipes_of_every_form_are_ready_as_they_are(browser: Browser) -> None:
     names = list(with_something_new())
     assert 20 < len(names) < len(RECIPES) / 2

@@ -83,6 +83,7 @@ def test_the_wheel_claims_no_other_name(unpacked: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_the_source_distribution_builds_the_same_wheel(built: Path, wheel: Path, tmp_path: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -158,6 +159,7 @@ def test_the_base_lists_the_recipes(ask: Run) -> None:
     assert "ikl-at-digits" in ask("", "recipes", "digits").stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("extras", "words", "needs"),
     [
