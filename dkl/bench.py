@@ -229,9 +229,8 @@ def _suspicions(outcome: Outcome, precision: Precision) -> list[str]:
             f"the verifier refused {outcome.rejected} images that the search took for broken: outside the ball or "
             "the pixel range, with logits that are not finite, or classified correctly"
         )
-    elif (
-        count := outcome.inadmissible
-    ):  # what 16 bits round is for the policy to judge: it knows who is seen again
+    elif count := outcome.inadmissible:
+        # What 16 bits round is for the policy to judge, which knows who is looked at again.
         notes.append(
             f"the verifier refused {count} images that the search took for broken: outside the ball or the pixel "
             "range, or with logits that are not finite"

@@ -107,7 +107,8 @@ class Tally:
 
     def claimed(self) -> Rows:
         """Images that stand although a search took them for broken at this radius: the verifier refused them."""
-        return np.flatnonzero(self.clean_correct & (self.broken_at < 0) & (self.margin <= 0))
+        standing = self.standing()
+        return standing[self.margin[standing] <= 0]
 
     def nearest(self, rows: Rows, share: float) -> Rows:
         """The part of `rows` with the smallest margins: `share` of them, rounded up; ascending."""

@@ -13,13 +13,21 @@ from service.app import create_app
 from service.client import Client
 from service.db import migrate
 from service.settings import Settings
+from service.state import State
 
 
 @contextmanager
 def served(settings: Settings, port: int = 0) -> Iterator[tuple[Client, Engine]]:
     """A client of a service without workers, and its ledger."""
+    with served_state(settings, port) as (client, state):
+        yield client, state.db
+
+
+@contextmanager
+def served_state(settings: Settings, port: int = 0) -> Iterator[tuple[Client, State]]:
+    """The same with all that its routes share."""
     application = create_app(settings)
-    state = application.state.dkl
+    state: State = application.state.dkl
     migrate(state.db)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -30,7 +38,7 @@ def served(settings: Settings, port: int = 0) -> Iterator[tuple[Client, Engine]]
         while not server.started and thread.is_alive():
             time.sleep(0.02)
         with Client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
-            yield client, state.db
+            yield client, state
         state.streams.close()
         server.should_exit = True
         thread.join(20)

@@ -1,41 +1,25 @@
 """`dklbench log` and `dklbench resume-job` against a running service."""
 
 import re
-import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
+import serving
 from samples import EPOCH, TRAIN, TRAINED
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from service import claims, jobs
-from service.app import create_app
 from service.cli import app
-from service.db import migrate
 from service.settings import Settings
 
 
 @pytest.fixture
 def served(settings: Settings) -> Iterator[tuple[str, Engine]]:
     """A service's address and its ledger."""
-    application = create_app(settings)
-    state = application.state.dkl
-    migrate(state.db)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=3))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", state.db
-        state.streams.close()
-        server.should_exit = True
-        thread.join(20)
+    with serving.served(settings) as (client, db):
+        yield client.url, db
 
 
 def dklbench(*words: str, url: str) -> str:

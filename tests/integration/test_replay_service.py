@@ -1,25 +1,20 @@
 """A replay through a running service: the job runs again, and both results and evidence files are compared."""
 
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from samples import JUDGED, TRAIN, TRAINED
+from serving import served_state
 from witness import evidence
 
 from dkl.catalog import resolve
 from dkl.events import Finished
 from dkl.evidence import Evidence, write_evidence
 from service import claims, files, jobs
-from service.app import create_app
 from service.client import Client
-from service.db import migrate
 from service.replay import replay
 from service.settings import Settings
 from service.state import State
@@ -44,21 +39,8 @@ class Served:
 
 @pytest.fixture
 def served(settings: Settings, tmp_path: Path) -> Iterator[Served]:
-    app = create_app(settings)
-    state: State = app.state.dkl
-    migrate(state.db)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.02)
-        with Client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
-            yield Served(client, state, tmp_path)
-        state.streams.close()
-        server.should_exit = True
-        thread.join(20)
+    with served_state(settings) as (client, state):
+        yield Served(client, state, tmp_path)
 
 
 def judged(served: Served, found: Evidence) -> str:
